@@ -1,0 +1,120 @@
+// The Python module spdnn_jax._core: the layout's records, the plan builder, and the CPU handlers.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "plan_builder.h"
+#include "spdnn_layout.h"
+#include "xla/ffi/api/c_api.h"
+
+namespace nb = nanobind;
+
+extern "C" {
+XLA_FFI_Error* SpdnnNetworkCpu(XLA_FFI_CallFrame* call_frame);
+XLA_FFI_Error* SpdnnLayerCpu(XLA_FFI_CallFrame* call_frame);
+}
+
+namespace spdnn {
+namespace {
+
+template <typename T>
+using Array = nb::ndarray<const T, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+using Fields = std::vector<std::pair<std::string, std::string>>;  // (name, NumPy type code)
+
+template <typename T>
+const char* type_code();
+template <>
+const char* type_code<int64_t>() {
+  return "<i8";
+}
+template <>
+const char* type_code<double>() {
+  return "<f8";
+}
+
+#define SPDNN_DESCRIBE_FIELD(type, name) {#name, type_code<type>()},
+Fields header_fields() { return {SPDNN_HEADER_FIELDS(SPDNN_DESCRIBE_FIELD)}; }
+Fields layer_fields() { return {SPDNN_LAYER_FIELDS(SPDNN_DESCRIBE_FIELD)}; }
+Fields run_fields() { return {SPDNN_RUN_FIELDS(SPDNN_DESCRIBE_FIELD)}; }
+
+// Keeps the NumPy arrays of a layer until the builder, which runs without the GIL, is done with them.
+std::shared_ptr<void> keep_alive(nb::object object) {
+  PyObject* pointer = object.release().ptr();
+  return std::shared_ptr<void>(pointer, [](void* kept) {
+    nb::gil_scoped_acquire gil;
+    Py_DECREF(static_cast<PyObject*>(kept));
+  });
+}
+
+void add_layer(PlanBuilder& builder, int64_t inputs, Array<int64_t> indptr, Array<int32_t> indices, Array<float> values,
+               Array<float> bias) {
+  LayerArrays layer;
+  layer.inputs = inputs;
+  if (indptr.shape(0) == 0) throw std::invalid_argument("indptr must hold outputs + 1 entries");
+  layer.outputs = static_cast<int64_t>(indptr.shape(0)) - 1;
+  layer.indptr = indptr.data();
+  layer.indices = indices.data();
+  layer.values = values.data();
+  layer.value_count = static_cast<int64_t>(values.shape(0));
+  layer.bias = bias.data();
+  layer.bias_count = static_cast<int64_t>(bias.shape(0));
+  const int64_t edges = static_cast<int64_t>(indices.shape(0));
+  if (layer.indptr[layer.outputs] != edges)
+    throw std::invalid_argument("the last entry of indptr must be the number of edges");
+  if (layer.value_count != edges && layer.value_count != 1) {
+    throw std::invalid_argument("values must hold one entry, or one for each edge");
+  }
+  if (layer.bias_count != layer.outputs && layer.bias_count != 1) {
+    throw std::invalid_argument("bias must hold one entry, or one for each output neuron");
+  }
+  std::shared_ptr<void> owner = keep_alive(nb::make_tuple(indptr, indices, values, bias));
+  nb::gil_scoped_release no_gil;
+  builder.add(layer, std::move(owner));
+}
+
+nb::ndarray<nb::numpy, uint32_t, nb::ndim<1>> finish(PlanBuilder& builder) {
+  uint32_t* plan = nullptr;
+  size_t words = 0;
+  {
+    nb::gil_scoped_release no_gil;
+    words = static_cast<size_t>(builder.finish());
+    plan = new uint32_t[words];
+    builder.write(plan);
+  }
+  nb::capsule owner(plan, [](void* pointer) noexcept { delete[] static_cast<uint32_t*>(pointer); });
+  return {plan, {words}, owner};
+}
+
+}  // namespace
+}  // namespace spdnn
+
+NB_MODULE(_core, module) {
+  using namespace spdnn;
+  module.doc() = "Native core of spdnn_jax: plan layout, plan builder, CPU back end.";
+  module.attr("PLAN_VERSION") = kPlanVersion;
+  module.attr("SLICE_GROUPS") = kSliceGroups;
+  module.attr("EDGE_CHUNK") = kEdgeChunk;
+  module.def("header_fields", &header_fields);
+  module.def("layer_fields", &layer_fields);
+  module.def("run_fields", &run_fields);
+  module.def("ffi_api_version", [] { return std::make_pair(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR); });
+  module.def("handlers", [] {
+    nb::dict handlers;
+    handlers["spdnn_network"] = nb::capsule(reinterpret_cast<void*>(&SpdnnNetworkCpu));
+    handlers["spdnn_layer"] = nb::capsule(reinterpret_cast<void*>(&SpdnnLayerCpu));
+    return handlers;
+  });
+  nb::class_<PlanBuilder>(module, "PlanBuilder")
+      .def(nb::init<double, int>(), nb::arg("cap"), nb::arg("threads"))
+      .def("add", &add_layer, nb::arg("inputs"), nb::arg("indptr"), nb::arg("indices"), nb::arg("values"),
+           nb::arg("bias"))
+      .def("finish", &finish);
+}

@@ -1,0 +1,429 @@
+#include "plan_builder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
+namespace spdnn {
+
+// Where the outputs of a layer stand: its row groups, run by run.
+struct LayerOrder {
+  struct Group {
+    int64_t first_member;  // position in `members` of the first of the group's outputs
+  };
+  struct Run {
+    int64_t group_outputs;
+    int64_t edges;  // padded
+    bool padded;    // some row of it is shorter than `edges`
+    int64_t first_slot;
+    std::vector<Group> groups;
+  };
+  std::vector<Run> runs;
+  std::vector<int32_t> members;  // output neurons, the members of a group side by side
+  std::vector<int32_t> slot_of;  // slot of each output neuron
+};
+
+namespace {
+
+[[noreturn]] void fail(int64_t layer, const std::string& what) {
+  throw std::invalid_argument("layer " + std::to_string(layer) + ": " + what);
+}
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Padded row length. Coarser for long rows, so that a layer of many different lengths has few runs: at most one
+// eighth of the edges is padding beyond the multiple of 4.
+int64_t padded_edges(int64_t edges) {
+  int64_t step = kEdgeChunk;
+  while (step * 16 < edges) step *= 2;
+  return round_up(edges, step);
+}
+
+void check_layer(const LayerArrays& layer, int64_t number) {
+  if (layer.indptr[0] != 0) fail(number, "indptr must start with 0");
+  for (int64_t row = 0; row < layer.outputs; ++row) {
+    const int64_t begin = layer.indptr[row], end = layer.indptr[row + 1];
+    if (end < begin) fail(number, "indptr falls at output neuron " + std::to_string(row));
+    int64_t previous = -1;
+    for (int64_t edge = begin; edge < end; ++edge) {
+      const int64_t index = layer.indices[edge];
+      if (index < 0 || index >= layer.inputs) {
+        fail(number, "output neuron " + std::to_string(row) + " reads input neuron " + std::to_string(index) +
+                         ", but there are " + std::to_string(layer.inputs));
+      }
+      if (index <= previous) {
+        fail(number, "the inputs of output neuron " + std::to_string(row) +
+                         " are not ascending and distinct; build the layer with SparseLayer.from_scipy");
+      }
+      previous = index;
+    }
+  }
+  auto check_finite = [&](const float* values, int64_t count, const char* name) {
+    for (int64_t i = 0; i < count; ++i) {
+      if (!std::isfinite(values[i])) fail(number, std::string(name) + " " + std::to_string(i) + " is not finite");
+    }
+  };
+  check_finite(layer.values, layer.value_count, "weight");
+  check_finite(layer.bias, layer.bias_count, "bias");
+}
+
+bool all_equal(const float* values, int64_t count) {
+  return std::all_of(values, values + count, [&](float v) { return std::memcmp(&v, values, sizeof v) == 0; });
+}
+
+struct Row {
+  uint64_t hash;
+  int64_t edges;
+  int32_t output;
+};
+
+// Finds the sets of outputs with the same inputs, orders them, and deals them out into runs.
+class Grouping {
+ public:
+  explicit Grouping(const LayerArrays& layer) : layer_(layer) {}
+
+  std::shared_ptr<const LayerOrder> order() {
+    find_sets();
+    sort_sets();
+    auto order = std::make_shared<LayerOrder>();
+    deal_into_runs(*order);
+    number_slots(*order);
+    return order;
+  }
+
+ private:
+  struct Set {
+    uint64_t leading_inputs;  // the two smallest inputs: sets that read the same region stand together
+    int64_t edges;
+    int64_t first_member;
+    int64_t members;
+  };
+
+  const int32_t* inputs_of(int64_t row) const { return layer_.indices + layer_.indptr[row]; }
+  int64_t edges_of(int64_t row) const { return layer_.indptr[row + 1] - layer_.indptr[row]; }
+
+  uint64_t hash(int64_t row) const {
+    uint64_t hash = 0x9E3779B97F4A7C15u;
+    for (int64_t edge = layer_.indptr[row]; edge < layer_.indptr[row + 1]; ++edge) {
+      hash = (hash ^ static_cast<uint32_t>(layer_.indices[edge])) * 0xD6E8FEB86659FD93u;
+      hash ^= hash >> 32;
+    }
+    return hash;
+  }
+
+  bool same_inputs(int32_t a, int32_t b) const {
+    return edges_of(a) == edges_of(b) && std::equal(inputs_of(a), inputs_of(a) + edges_of(a), inputs_of(b));
+  }
+
+  void find_sets() {
+    std::vector<Row> rows(layer_.outputs);
+    for (int64_t row = 0; row < layer_.outputs; ++row) {
+      rows[row] = {hash(row), edges_of(row), static_cast<int32_t>(row)};
+    }
+    std::sort(rows.begin(), rows.end(),
+              [](const Row& a, const Row& b) { return a.hash != b.hash ? a.hash < b.hash : a.output < b.output; });
+    members_.reserve(rows.size());
+    for (size_t begin = 0; begin < rows.size();) {
+      size_t end = begin + 1;
+      while (end < rows.size() && rows[end].hash == rows[begin].hash) ++end;
+      add_sets_of_bucket(rows.data() + begin, rows.data() + end);
+      begin = end;
+    }
+  }
+
+  // Rows of one hash are nearly always equal; a collision only costs another pass over the bucket.
+  void add_sets_of_bucket(Row* begin, Row* end) {
+    while (begin != end) {
+      const int32_t leader = begin->output;
+      Row* rest = std::stable_partition(begin, end, [&](const Row& row) { return same_inputs(row.output, leader); });
+      const int64_t first = static_cast<int64_t>(members_.size());
+      for (Row* row = begin; row != rest; ++row) members_.push_back(row->output);
+      sets_.push_back({leading_inputs(leader), edges_of(leader), first, rest - begin});
+      begin = rest;
+    }
+  }
+
+  uint64_t leading_inputs(int32_t row) const {
+    const int64_t edges = edges_of(row);
+    const uint64_t first = edges > 0 ? inputs_of(row)[0] : 0;
+    const uint64_t second = edges > 1 ? inputs_of(row)[1] : 0;
+    return first << 32 | second;
+  }
+
+  void sort_sets() {
+    std::sort(sets_.begin(), sets_.end(), [&](const Set& a, const Set& b) {
+      if (a.leading_inputs != b.leading_inputs) return a.leading_inputs < b.leading_inputs;
+      return members_[a.first_member] < members_[b.first_member];
+    });
+  }
+
+  // A set of 13 outputs becomes groups of 8, 4 and 1: no output is padded.
+  void deal_into_runs(LayerOrder& order) {
+    std::map<std::pair<int64_t, int64_t>, LayerOrder::Run> runs;  // by (-outputs of a group, edges): large groups first
+    for (const Set& set : sets_) {
+      const int64_t edges = padded_edges(set.edges);
+      int64_t first = set.first_member;
+      for (int64_t left = set.members, outputs = kMaxGroupOutputs; left > 0; outputs /= 2) {
+        for (; left >= outputs; left -= outputs, first += outputs) {
+          LayerOrder::Run& run = runs[{-outputs, edges}];
+          run.padded |= set.edges != edges;
+          run.groups.push_back({first});
+        }
+      }
+    }
+    for (auto& [key, run] : runs) {
+      run.group_outputs = -key.first;
+      run.edges = key.second;
+      order.runs.push_back(std::move(run));
+    }
+    order.members = std::move(members_);
+  }
+
+  static void number_slots(LayerOrder& order) {
+    order.slot_of.resize(order.members.size());
+    int64_t next_slot = 0;
+    for (LayerOrder::Run& run : order.runs) {
+      run.first_slot = next_slot;
+      const int64_t groups = static_cast<int64_t>(run.groups.size());
+      for (int64_t group = 0; group < groups; ++group) {
+        const int64_t slice = group / kSliceGroups * kSliceGroups;
+        const int64_t width = std::min<int64_t>(kSliceGroups, groups - slice);
+        for (int64_t r = 0; r < run.group_outputs; ++r) {
+          const int32_t output = order.members[run.groups[group].first_member + r];
+          order.slot_of[output] =
+              static_cast<int32_t>(run.first_slot + slice * run.group_outputs + r * width + group - slice);
+        }
+      }
+      next_slot += groups * run.group_outputs;
+    }
+  }
+
+  const LayerArrays& layer_;
+  std::vector<int32_t> members_;
+  std::vector<Set> sets_;
+};
+
+// Writes the sections of a layer. `input_slot` gives the slot of each input neuron; null: neurons stand in order.
+class Emission {
+ public:
+  Emission(const LayerArrays& layer, std::shared_ptr<const LayerOrder> order, const int32_t* input_slot)
+      : layer_(layer), order_(*order), input_slot_(input_slot) {
+    built_.order = std::move(order);
+  }
+
+  BuiltLayer build() {
+    PlanLayer& record = built_.layer;
+    record.inputs = layer_.inputs;
+    record.outputs = layer_.outputs;
+    record.edges = layer_.indptr[layer_.outputs];
+    record.runs = static_cast<int64_t>(order_.runs.size());
+    record.index_bits = layer_.inputs <= 65536 ? 16 : 32;
+    single_valued_ = all_equal(layer_.values, layer_.value_count);
+    for (const LayerOrder::Run& run : order_.runs) emit(run);
+    emit_bias();
+    return std::move(built_);
+  }
+
+ private:
+  // Makes room for `bytes` and returns its offset in words.
+  int64_t reserve(int64_t bytes) {
+    const int64_t offset = static_cast<int64_t>(built_.words.size());
+    built_.words.resize(offset + round_up((bytes + 3) / 4, kWordAlignment));
+    return offset;
+  }
+
+  void emit(const LayerOrder::Run& run) {
+    PlanRun record{};
+    record.group_outputs = run.group_outputs;
+    record.edges = run.edges;
+    record.groups = static_cast<int64_t>(run.groups.size());
+    record.first_slot = run.first_slot;
+    const int64_t group_edges = record.groups * record.edges;
+    record.index_offset = reserve(group_edges * built_.layer.index_bits / 8);
+    if (built_.layer.index_bits == 16) {
+      emit_indices<uint16_t>(run, record.index_offset);
+    } else {
+      emit_indices<uint32_t>(run, record.index_offset);
+    }
+    record.value_offset = -1;
+    if (single_valued_ && !run.padded) {
+      record.value = layer_.value_count > 0 ? layer_.values[0] : 0.0f;
+    } else if (group_edges > 0) {
+      record.value_offset = reserve(group_edges * record.group_outputs * 4);
+      emit_values(run, record.value_offset);
+    }
+    built_.runs.push_back(record);
+  }
+
+  // Calls visit(group, edge, element) for each edge of the padded run, `element` counting as spdnn_layout.h says.
+  template <typename Visit>
+  static void for_each_edge(const LayerOrder::Run& run, Visit visit) {
+    const int64_t groups = static_cast<int64_t>(run.groups.size());
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t slice = group / kSliceGroups * kSliceGroups;
+      const int64_t width = std::min<int64_t>(kSliceGroups, groups - slice);
+      for (int64_t edge = 0; edge < run.edges; ++edge) {
+        const int64_t in_slice = (edge / kEdgeChunk * width + group - slice) * kEdgeChunk + edge % kEdgeChunk;
+        visit(group, edge, slice * run.edges + in_slice);
+      }
+    }
+  }
+
+  template <typename Index>
+  void emit_indices(const LayerOrder::Run& run, int64_t offset) {
+    Index* indices = reinterpret_cast<Index*>(built_.words.data() + offset);
+    for_each_edge(run, [&](int64_t group, int64_t edge, int64_t element) {
+      const int32_t row = order_.members[run.groups[group].first_member];
+      const int64_t begin = layer_.indptr[row], last = layer_.indptr[row + 1] - 1;
+      const int32_t input = layer_.indices[std::min(begin + edge, last)];
+      indices[element] = static_cast<Index>(input_slot_ ? input_slot_[input] : input);
+    });
+  }
+
+  void emit_values(const LayerOrder::Run& run, int64_t offset) {
+    float* values = reinterpret_cast<float*>(built_.words.data() + offset);
+    const bool stored = layer_.value_count > 1;
+    for_each_edge(run, [&](int64_t group, int64_t edge, int64_t element) {
+      for (int64_t r = 0; r < run.group_outputs; ++r) {
+        const int32_t row = order_.members[run.groups[group].first_member + r];
+        const int64_t position = layer_.indptr[row] + edge;
+        const bool padding = position >= layer_.indptr[row + 1];
+        values[element * run.group_outputs + r] = padding ? 0.0f : layer_.values[stored ? position : 0];
+      }
+    });
+  }
+
+  void emit_bias() {
+    PlanLayer& record = built_.layer;
+    record.bias_offset = -1;
+    if (layer_.bias_count == 0) return;
+    built_.max_bias = *std::max_element(layer_.bias, layer_.bias + layer_.bias_count);
+    if (all_equal(layer_.bias, layer_.bias_count)) {
+      record.bias = layer_.bias[0];
+      return;
+    }
+    record.bias_offset = reserve(record.outputs * 4);
+    float* bias = reinterpret_cast<float*>(built_.words.data() + record.bias_offset);
+    for (int64_t output = 0; output < record.outputs; ++output) bias[order_.slot_of[output]] = layer_.bias[output];
+  }
+
+  const LayerArrays& layer_;
+  const LayerOrder& order_;
+  const int32_t* input_slot_;
+  bool single_valued_ = false;
+  BuiltLayer built_;
+};
+
+using Order = std::shared_ptr<const LayerOrder>;
+
+BuiltLayer build_layer(LayerArrays layer, int64_t number, std::promise<Order> order_promise,
+                       std::shared_future<Order> input_order) {
+  Order order;
+  try {
+    check_layer(layer, number);
+    order = Grouping(layer).order();
+    order_promise.set_value(order);
+  } catch (...) {
+    order_promise.set_exception(std::current_exception());
+    throw;
+  }
+  const Order inputs = input_order.valid() ? input_order.get() : nullptr;
+  return Emission(layer, order, inputs ? inputs->slot_of.data() : nullptr).build();
+}
+
+}  // namespace
+
+PlanBuilder::PlanBuilder(double cap, int threads) : cap_(cap), threads_(std::max(threads, 1)) {}
+
+PlanBuilder::~PlanBuilder() = default;
+
+void PlanBuilder::add(const LayerArrays& layer, std::shared_ptr<void> owner) {
+  ++layer_count_;
+  if (last_outputs_ >= 0 && layer.inputs != last_outputs_) {
+    fail(layer_count_, "has " + std::to_string(layer.inputs) + " inputs, but the layer before has " +
+                           std::to_string(last_outputs_) + " outputs");
+  }
+  while (in_work_.size() >= threads_) collect_one();
+  if (layer_count_ == 1) header_.inputs = layer.inputs;
+  last_outputs_ = layer.outputs;
+  std::promise<Order> order_promise;
+  std::shared_future<Order> order = order_promise.get_future().share();
+  in_work_.push_back({std::move(owner), std::async(std::launch::async, build_layer, layer, layer_count_,
+                                                   std::move(order_promise), last_order_)});
+  last_order_ = order;
+}
+
+void PlanBuilder::collect_one() {
+  BuiltLayer built = in_work_.front().built.get();
+  in_work_.pop_front();
+  if (!built_.empty()) built_.back().order.reset();  // only the last layer's order is still needed
+  built_.push_back(std::move(built));
+}
+
+int64_t PlanBuilder::finish() {
+  if (layer_count_ == 0) throw std::invalid_argument("a network needs at least one layer");
+  while (!in_work_.empty()) collect_one();
+  header_.version = kPlanVersion;
+  header_.layers = layer_count_;
+  header_.outputs = last_outputs_;
+  header_.cap = cap_;
+  float later_max_bias = -INFINITY;
+  for (auto built = built_.rbegin(); built != built_.rend(); ++built) {
+    // An all-zero feature comes alive again only where some later bias is positive.
+    built->layer.prunable = later_max_bias <= 0;
+    later_max_bias = std::max(later_max_bias, built->max_bias);
+    header_.runs += built->layer.runs;
+  }
+  int64_t words = round_up(
+      (sizeof(PlanHeader) + header_.layers * sizeof(PlanLayer) + header_.runs * sizeof(PlanRun)) / sizeof(uint32_t),
+      kWordAlignment);
+  int64_t first_run = 0;
+  for (BuiltLayer& built : built_) {
+    built.layer.first_run = first_run;
+    first_run += built.layer.runs;
+    if (built.layer.bias_offset >= 0) built.layer.bias_offset += words;
+    for (PlanRun& run : built.runs) {
+      run.index_offset += words;
+      if (run.value_offset >= 0) run.value_offset += words;
+    }
+    words += static_cast<int64_t>(built.words.size());
+  }
+  header_.slot_offset = words;
+  header_.words = words + round_up(header_.outputs, kWordAlignment);
+  return header_.words;
+}
+
+void PlanBuilder::write(uint32_t* plan) {
+  auto append = [next = reinterpret_cast<char*>(plan)](const void* data, size_t bytes) mutable {
+    if (bytes > 0) std::memcpy(next, data, bytes);
+    next += bytes;
+    return next;
+  };
+  append(&header_, sizeof header_);
+  for (const BuiltLayer& built : built_) append(&built.layer, sizeof built.layer);
+  for (const BuiltLayer& built : built_) append(built.runs.data(), built.runs.size() * sizeof(PlanRun));
+  const size_t table_words =
+      (sizeof(PlanHeader) + header_.layers * sizeof(PlanLayer) + header_.runs * sizeof(PlanRun)) / sizeof(uint32_t);
+  const uint32_t padding[kWordAlignment] = {};
+  append(padding, (round_up(table_words, kWordAlignment) - table_words) * sizeof(uint32_t));
+  const Order last_order = built_.back().order;
+  for (BuiltLayer& built : built_) {
+    append(built.words.data(), built.words.size() * sizeof(uint32_t));
+    std::vector<uint32_t>().swap(built.words);
+#ifdef __GLIBC__
+    malloc_trim(0);  // else the freed layers stay resident, and the peak is twice the plan
+#endif
+  }
+  append(last_order->slot_of.data(), last_order->slot_of.size() * sizeof(int32_t));
+  append(padding, (round_up(header_.outputs, kWordAlignment) - header_.outputs) * sizeof(uint32_t));
+}
+
+}  // namespace spdnn

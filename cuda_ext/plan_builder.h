@@ -1,0 +1,73 @@
+// Builds a plan (spdnn_layout.h) from layers in compressed-row form, layer by layer and on several threads.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <future>
+#include <memory>
+#include <vector>
+
+#include "spdnn_layout.h"
+
+namespace spdnn {
+
+// One layer, rows compressed by output neuron.
+struct LayerArrays {
+  int64_t inputs = 0;
+  int64_t outputs = 0;
+  const int64_t* indptr = nullptr;   // outputs + 1
+  const int32_t* indices = nullptr;  // indptr[outputs], ascending inside a row
+  const float* values = nullptr;     // indptr[outputs], or one for all
+  int64_t value_count = 0;
+  const float* bias = nullptr;  // outputs, or one for all
+  int64_t bias_count = 0;
+};
+
+struct LayerOrder;
+
+struct BuiltLayer {
+  PlanLayer layer{};          // first_run, prunable and offsets still relative to the layer
+  std::vector<PlanRun> runs;  // offsets relative to `words`
+  std::vector<uint32_t> words;
+  float max_bias = 0;
+  std::shared_ptr<const LayerOrder> order;
+};
+
+class PlanBuilder {
+ public:
+  // `threads` layers are worked on at a time.
+  PlanBuilder(double cap, int threads);
+  PlanBuilder(const PlanBuilder&) = delete;
+  PlanBuilder& operator=(const PlanBuilder&) = delete;
+  ~PlanBuilder();
+
+  // Takes the next layer, whose arrays live as long as `owner`. Returns when it is queued; blocks while `threads`
+  // layers are in work. Throws std::invalid_argument, for this layer or one before it.
+  void add(const LayerArrays& layer, std::shared_ptr<void> owner);
+
+  // Number of words of the finished plan. Waits for all layers; throws like add.
+  int64_t finish();
+
+  // Writes the plan, of finish() words, and frees the layers on the way. To be called once, after finish().
+  void write(uint32_t* plan);
+
+ private:
+  // Owners are let go of on the caller's thread: a worker that waited for Python's lock could wait for ever.
+  struct InWork {
+    std::shared_ptr<void> owner;
+    std::future<BuiltLayer> built;
+  };
+
+  void collect_one();
+
+  double cap_;
+  size_t threads_;
+  int64_t layer_count_ = 0;
+  int64_t last_outputs_ = -1;
+  PlanHeader header_{};
+  std::shared_future<std::shared_ptr<const LayerOrder>> last_order_;
+  std::deque<InWork> in_work_;
+  std::vector<BuiltLayer> built_;
+};
+
+}  // namespace spdnn

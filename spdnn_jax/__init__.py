@@ -1,0 +1,8 @@
+"""Inference of large sparse deep neural networks in JAX, through fused XLA custom calls for CPU and CUDA."""
+
+from spdnn_jax.network import SparseLayer, SparseNetwork
+from spdnn_jax.ops import categories, infer, layer
+from spdnn_jax.plan import Plan, build_plan
+
+__all__ = ["Plan", "SparseLayer", "SparseNetwork", "build_plan", "categories", "infer", "layer"]
+__version__ = "0.1.0"

@@ -1,0 +1,83 @@
+"""Loads the compiled back ends and registers their handlers with XLA; the only file that does."""
+
+import ctypes
+import functools
+import re
+from pathlib import Path
+from types import ModuleType
+
+import jax
+
+try:
+    from spdnn_jax import _core as core
+except ImportError as error:  # a source tree without a build, or a build for another Python
+    raise ImportError(
+        f"the native core of spdnn_jax could not be loaded ({error}). Install the package with a C++17 compiler at "
+        "hand: pip install . (see BUILD.md)"
+    ) from error
+
+NETWORK_TARGET = "spdnn_network"
+LAYER_TARGET = "spdnn_layer"
+
+_CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
+
+
+def _jaxlib_ffi_version() -> tuple[int, int]:
+    """The version of the FFI interface that the installed jaxlib speaks, read from the header it ships."""
+    header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text(encoding="utf-8")
+    major, minor = (
+        int(re.search(rf"#define\s+XLA_FFI_API_{part}\s+(\d+)", header)[1])  # pyright: ignore[reportOptionalSubscript]
+        for part in ("MAJOR", "MINOR")
+    )
+    return major, minor
+
+
+def _check_version(library: ModuleType) -> None:
+    """Raises ImportError where this package was built against a newer jaxlib than the installed one.
+
+    A handler runs on the jaxlib that it was built against and on newer ones. On an older one XLA would refuse it much
+    later, with "Unable to initialize backend".
+    """
+    built, installed = tuple(library.ffi_api_version()), _jaxlib_ffi_version()
+    if built[0] != installed[0] or built[1] > installed[1]:
+        raise ImportError(
+            f"spdnn_jax was built for version {built[0]}.{built[1]} of XLA's FFI interface, but jaxlib {jax.lib.__version__} "
+            f"speaks {installed[0]}.{installed[1]}: upgrade jaxlib, or build spdnn_jax from source beside it "
+            "(pip install --no-build-isolation .)"
+        )
+
+
+@functools.cache
+def cuda_unavailable_reason() -> str | None:
+    """Why the CUDA back end cannot be used in this process, or None where it can."""
+    if not _CUDA_LIBRARY.exists():
+        return "spdnn_jax was installed without CUDA: reinstall it with SPDNN_CUDA=ON where nvcc is found (see BUILD.md)"
+    if not any(device.platform == "gpu" for device in _gpu_devices()):
+        return "JAX sees no NVIDIA GPU: check nvidia-smi, the driver, and pip install 'spdnn_jax[cuda13]'"
+    return None
+
+
+def _gpu_devices() -> list[jax.Device]:
+    try:
+        return jax.devices("gpu")
+    except RuntimeError:
+        return []
+
+
+def _register_cpu() -> None:
+    for name, handler in core.handlers().items():
+        jax.ffi.register_ffi_target(name, handler, platform="cpu")
+
+
+def _register_cuda() -> None:
+    """Registers the CUDA handlers, which load without a driver, so that programs can be lowered for a GPU anywhere."""
+    if not _CUDA_LIBRARY.exists():
+        return
+    library = ctypes.CDLL(str(_CUDA_LIBRARY))
+    for name, symbol in ((NETWORK_TARGET, "SpdnnNetworkCuda"), (LAYER_TARGET, "SpdnnLayerCuda")):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, symbol)), platform="CUDA")
+
+
+_check_version(core)
+_register_cpu()
+_register_cuda()

@@ -1,0 +1,159 @@
+"""The layout of a plan as Python sees it: the records that ``cuda_ext/spdnn_layout.h`` defines, and their decoding."""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spdnn_jax._native import core
+
+HEADER = np.dtype([tuple(field) for field in core.header_fields()])
+LAYER = np.dtype([tuple(field) for field in core.layer_fields()])
+RUN = np.dtype([tuple(field) for field in core.run_fields()])
+
+_WORD = 4  # bytes
+
+
+class PlanTable:
+    """The records at the head of a plan: its static part, hashable, so that jit can key its cache by it."""
+
+    def __init__(self, words: np.ndarray) -> None:
+        """Reads the records.
+
+        Args:
+            words: uint32 (words,), a plan or at least its records.
+
+        Raises:
+            ValueError: The words are no plan, or one of another version.
+        """
+        header_words = HEADER.itemsize // _WORD
+        if words.dtype != np.uint32 or words.ndim != 1 or words.size < header_words:
+            raise ValueError("not a plan: expected a vector of 32-bit words that begins with a plan's header")
+        self.header = words[:header_words].copy().view(HEADER)[0]
+        if self.header["version"] != core.PLAN_VERSION:
+            raise ValueError(
+                f"the plan has version {self.header['version']}, this package reads version {core.PLAN_VERSION}: "
+                "build the plan again"
+            )
+        layer_words = int(self.header["layers"]) * LAYER.itemsize // _WORD
+        run_words = int(self.header["runs"]) * RUN.itemsize // _WORD
+        table = words[: header_words + layer_words + run_words].copy()
+        if table.size < header_words + layer_words + run_words:
+            raise ValueError("the plan is cut short inside its records")
+        self.layers = table[header_words : header_words + layer_words].view(LAYER)
+        self.runs = table[header_words + layer_words :].view(RUN)
+        self.records = table.view(np.int64)
+        self._digest = hashlib.sha256(table.tobytes()).digest()
+
+    def __hash__(self) -> int:
+        return hash(self._digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PlanTable) and self._digest == other._digest
+
+    def __repr__(self) -> str:
+        return f"PlanTable({self.header['layers']} layers, {self.header['words']} words)"
+
+    def runs_of(self, layer: int) -> np.ndarray:
+        """The run records of a layer (counted from 0)."""
+        record = self.layers[layer]
+        return self.runs[record["first_run"] : record["first_run"] + record["runs"]]
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """All of a layer's records but its offsets: layers of one shape can share one traced body.
+
+    Attributes:
+        layer: The layer's record, offsets zeroed, as bytes.
+        runs: Its runs' records, offsets zeroed, as bytes.
+    """
+
+    layer: bytes
+    runs: bytes
+
+
+def layer_shape(table: PlanTable, layer: int) -> LayerShape:
+    """The shape of a layer (counted from 0)."""
+    record, runs = table.layers[layer].copy(), table.runs_of(layer).copy()
+    record["first_run"] = record["prunable"] = 0
+    record["bias_offset"] = min(record["bias_offset"], 0)
+    runs["index_offset"] = 0
+    runs["value_offset"] = np.minimum(runs["value_offset"], 0)
+    return LayerShape(record.tobytes(), runs.tobytes())
+
+
+def layer_offsets(table: PlanTable, layer: int) -> np.ndarray:
+    """The offsets of a layer's sections, int64 (1 + 2 * runs,): bias, then index and value offset of each run."""
+    runs = table.runs_of(layer)
+    sections = np.stack([runs["index_offset"], runs["value_offset"]], axis=1).reshape(-1)
+    return np.concatenate([table.layers[layer]["bias_offset"][None], sections]).astype(np.int64)
+
+
+def _section(words: jax.Array, offset: jax.Array, size: int) -> jax.Array:
+    return jax.lax.dynamic_slice_in_dim(words, offset, size)
+
+
+def _by_group(elements: jax.Array, groups: int, edges: int, trailing: tuple[int, ...]) -> jax.Array:
+    """Reorders a section's elements from slices of interleaved groups to (groups, edges, *trailing)."""
+    chunks, chunk, width = edges // core.EDGE_CHUNK, core.EDGE_CHUNK, core.SLICE_GROUPS
+    whole = groups // width * width
+    per_group = edges * int(np.prod(trailing, dtype=np.int64))
+    parts = []
+    for first, count, slice_width in ((0, whole, width), (whole, groups - whole, groups - whole)):
+        if count:
+            part = elements[first * per_group : (first + count) * per_group]
+            part = part.reshape(count // slice_width, chunks, slice_width, chunk, *trailing)
+            parts.append(jnp.swapaxes(part, 1, 2).reshape(count, edges, *trailing))
+    return jnp.concatenate(parts)
+
+
+def run_indices(words: jax.Array, run: np.void, index_bits: int, offset: jax.Array) -> jax.Array:
+    """Input slots of a run's groups, int32 (groups, edges)."""
+    groups, edges = int(run["groups"]), int(run["edges"])
+    section = _section(words, offset, -(-groups * edges * index_bits // 32))
+    if index_bits == 16:
+        section = jax.lax.bitcast_convert_type(section, jnp.uint16).reshape(-1)
+    return _by_group(section.astype(jnp.int32), groups, edges, ())
+
+
+def run_values(words: jax.Array, run: np.void, offset: jax.Array) -> jax.Array:
+    """Stored values of a run, float32 (groups, edges, outputs of a group)."""
+    groups, edges, outputs = int(run["groups"]), int(run["edges"]), int(run["group_outputs"])
+    section = _section(words, offset, groups * edges * outputs)
+    return _by_group(jax.lax.bitcast_convert_type(section, jnp.float32), groups, edges, (outputs,))
+
+
+def to_slot_order(sums: jax.Array, run: np.void) -> jax.Array:
+    """Reorders a run's results from (features, groups, outputs of a group) to (features, slots)."""
+    groups, outputs, width = int(run["groups"]), int(run["group_outputs"]), core.SLICE_GROUPS
+    whole = groups // width * width
+    parts = []
+    for first, count, slice_width in ((0, whole, width), (whole, groups - whole, groups - whole)):
+        if count:
+            part = sums[:, first : first + count].reshape(-1, count // slice_width, slice_width, outputs)
+            parts.append(jnp.swapaxes(part, 2, 3).reshape(-1, count * outputs))
+    return jnp.concatenate(parts, axis=1)
+
+
+def layer_bias(words: jax.Array, layer: np.void, offset: jax.Array) -> jax.Array:
+    """Bias of a layer in slot order, float32 (outputs,), or () where all outputs share one."""
+    if layer["bias_offset"] < 0:
+        return jnp.float32(layer["bias"])
+    return jax.lax.bitcast_convert_type(_section(words, offset, int(layer["outputs"])), jnp.float32)
+
+
+@functools.cache
+def stretches(table: PlanTable) -> tuple[tuple[int, int], ...]:
+    """Stretches (first, end) of consecutive layers of one shape and one width, which one traced loop can run."""
+    result: list[tuple[int, int]] = []
+    first = 0
+    count = len(table.layers)
+    for layer in range(1, count + 1):
+        if layer == count or layer_shape(table, layer) != layer_shape(table, first):
+            result.append((first, layer))
+            first = layer
+    return tuple(result)

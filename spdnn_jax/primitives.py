@@ -1,0 +1,264 @@
+"""The JAX primitives and their rules: abstract evaluation, lowering, batching, derivatives.
+
+`network_p` runs a whole plan, `layer_p` one layer in compressed-row form. On a platform with a native back end they are
+XLA custom calls; everywhere else, and for derivatives, they are the plain-XLA functions below, which read the same
+arrays.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from spdnn_jax import layout
+from spdnn_jax._native import LAYER_TARGET, NETWORK_TARGET
+from spdnn_jax.layout import PlanTable
+
+PACKED = jnp.uint32
+"""Features of this dtype are bit-packed: bit b of word w is neuron 32 w + b."""
+
+_BITS = 32
+
+
+# --- plain XLA --------------------------------------------------------------------------------------------------------
+
+
+def unpack(y0: jax.Array, inputs: int) -> jax.Array:
+    """Features as float32 (features, inputs), from any of the input forms."""
+    if y0.dtype != PACKED:
+        return y0.astype(jnp.float32)
+    bits = (y0[:, :, None] >> jnp.arange(_BITS, dtype=PACKED)) & PACKED(1)
+    return bits.reshape(y0.shape[0], y0.shape[1] * _BITS)[:, :inputs].astype(jnp.float32)
+
+
+def _clip(sums: jax.Array, cap: float) -> jax.Array:
+    return jnp.minimum(jnp.maximum(sums, 0), jnp.float32(cap))
+
+
+def _run_xla(y: jax.Array, words: jax.Array, run: np.void, index_bits: int, offsets: jax.Array) -> jax.Array:
+    """Sums of one run, float32 (features, slots)."""
+    groups, edges, outputs = (int(run[name]) for name in ("groups", "edges", "group_outputs"))
+    if edges == 0:
+        return jnp.zeros((y.shape[0], groups * outputs), jnp.float32)
+    indices = layout.run_indices(words, run, index_bits, offsets[0])
+    if run["value_offset"] < 0:
+        values = jnp.full((groups, edges, outputs), run["value"], jnp.float32)
+    else:
+        values = layout.run_values(words, run, offsets[1])
+
+    def add_edge(sums: jax.Array, edge: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        index, value = edge
+        return sums + y[:, index][:, :, None] * value[None], None
+
+    zeros = jnp.zeros((1, groups, outputs), jnp.float32) + y[:, :1, None] * 0  # varies over a mesh as y does
+    sums, _ = jax.lax.scan(add_edge, zeros, (indices.T, jnp.swapaxes(values, 0, 1)))
+    return layout.to_slot_order(sums, run)
+
+
+def _layer_of_plan_xla(
+    y: jax.Array, words: jax.Array, layer: np.void, runs: np.ndarray, cap: float, offsets: jax.Array
+) -> jax.Array:
+    sums = [
+        _run_xla(y, words, run, int(layer["index_bits"]), offsets[1 + 2 * k : 3 + 2 * k]) for k, run in enumerate(runs)
+    ]
+    sums = jnp.concatenate(sums, axis=1) if sums else jnp.zeros((y.shape[0], 0), jnp.float32)
+    bias = layout.layer_bias(words, layer, offsets[0])
+    return _clip(sums + jnp.broadcast_to(bias, (1, sums.shape[1])), cap)
+
+
+def _count_active(y: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.any(y != 0, axis=1), dtype=jnp.int32)
+
+
+def network_xla(
+    y0: jax.Array, words: jax.Array, *, table: PlanTable, activations: bool, counts: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What `network_p` computes, in plain XLA. Layers of one shape share one loop, so that compiling stays short."""
+    header, cap = table.header, float(table.header["cap"])
+    if header["words"] > np.iinfo(np.int32).max:
+        raise ValueError("the plain-XLA path addresses plans of at most 8 GiB: use a native back end")
+    y = unpack(y0, int(header["inputs"]))
+    active = []
+    for first, end in layout.stretches(table):
+        layer, runs = table.layers[first], table.runs_of(first)
+        offsets = jnp.asarray(np.stack([layout.layer_offsets(table, k) for k in range(first, end)]).astype(np.int32))
+        run_layer = functools.partial(_layer_of_plan_xla, words=words, layer=layer, runs=runs, cap=cap)
+        if end - first == 1 or layer["inputs"] != layer["outputs"]:
+            for k in range(end - first):
+                y = run_layer(y, offsets=offsets[k])
+                active.append(_count_active(y)[None])
+        else:
+
+            def step(y: jax.Array, offset: jax.Array, run_layer: Any = run_layer) -> tuple[jax.Array, jax.Array]:
+                y = run_layer(y, offsets=offset)
+                return y, _count_active(y)
+
+            y, stretch_active = jax.lax.scan(step, y, offsets)
+            active.append(stretch_active)
+    alive = jnp.any(y != 0, axis=1)
+    slots = jax.lax.bitcast_convert_type(
+        jax.lax.slice_in_dim(words, int(header["slot_offset"]), int(header["slot_offset"] + header["outputs"])),
+        jnp.int32,
+    )
+    result = y[:, slots] if activations else jnp.zeros((y.shape[0], 0), jnp.float32)
+    return result, alive, jnp.concatenate(active) if counts else jnp.zeros((0,), jnp.int32)
+
+
+def layer_xla(
+    y: jax.Array, indptr: jax.Array, indices: jax.Array, values: jax.Array, bias: jax.Array, *, cap: float
+) -> jax.Array:
+    """What `layer_p` computes, in plain XLA."""
+    outputs = indptr.shape[0] - 1
+    rows = jnp.searchsorted(indptr, jnp.arange(indices.shape[0], dtype=indptr.dtype), side="right") - 1
+    products = (y[:, indices] * jnp.broadcast_to(values, indices.shape)[None]).T
+    sums = jax.ops.segment_sum(products, rows, num_segments=outputs, indices_are_sorted=True).T
+    return _clip(sums + jnp.broadcast_to(bias, (1, outputs)), cap)
+
+
+# --- network_p --------------------------------------------------------------------------------------------------------
+
+network_p = Primitive("spdnn_network")
+network_p.multiple_results = True
+
+
+@network_p.def_abstract_eval
+def _network_abstract(y0: Any, words: Any, *, table: PlanTable, activations: bool, counts: bool) -> list[Any]:
+    header = table.header
+    width = int(header["inputs"])
+    if y0.dtype == PACKED:
+        width = -(-width // _BITS)
+    elif y0.dtype not in (jnp.float32, jnp.uint8, jnp.bool_):
+        raise ValueError(
+            f"features must be float32, uint8, bool, or uint32 for bit-packed ones; got {y0.dtype}: convert them first"
+        )
+    if y0.ndim != 2 or y0.shape[1] != width:
+        raise ValueError(
+            f"features must have shape (features, {width}) for a network of {header['inputs']} inputs and dtype "
+            f"{y0.dtype}; got {y0.shape}"
+        )
+    if words.shape != (int(header["words"]),) or words.dtype != jnp.uint32:
+        raise ValueError(f"the plan's words must be uint32 ({header['words']},), got {words.dtype} {words.shape}")
+    features = y0.shape[0]
+    return [
+        y0.update(shape=(features, int(header["outputs"]) if activations else 0), dtype=jnp.dtype("float32")),
+        y0.update(shape=(features,), dtype=jnp.dtype("bool")),
+        y0.update(shape=(len(table.layers) if counts else 0,), dtype=jnp.dtype("int32")),
+    ]
+
+
+def _network_native(ctx: Any, y0: Any, words: Any, *, table: PlanTable, **unused: Any) -> Sequence[Any]:
+    del unused  # the shapes of the results say what is wanted
+    return jax.ffi.ffi_lowering(NETWORK_TARGET)(ctx, y0, words, table=table.records)
+
+
+def _network_batch(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[list[Any], list[int]]:
+    """Features do not talk to each other: a batch of feature sets is one larger set, unless they are to be counted."""
+    (y0, words), (y0_dim, words_dim) = args, dims
+    if words_dim is not batching.not_mapped or params["counts"]:
+        return _map_over_batch(network_p, args, dims, params)
+    y0 = jnp.moveaxis(y0, y0_dim, 0)
+    batch, features = y0.shape[:2]
+    results = network_p.bind(y0.reshape(batch * features, -1), words, **params)
+    y, alive, active = results
+    return [
+        y.reshape(batch, features, -1),
+        alive.reshape(batch, features),
+        jnp.broadcast_to(active, (batch, *active.shape)),
+    ], [0, 0, 0]
+
+
+def _network_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
+    y0, words = primals
+    results = network_p.bind(y0, words, **params)
+
+    def activations_of(y0: jax.Array) -> jax.Array:
+        return network_xla(y0, words, **params)[0]
+
+    if isinstance(tangents[0], ad.Zero) or y0.dtype != jnp.float32:
+        tangent = ad.Zero.from_primal_value(results[0])
+    else:
+        tangent = jax.jvp(activations_of, (y0,), (tangents[0],))[1]
+    return results, [tangent, *(ad.Zero.from_primal_value(result) for result in results[1:])]
+
+
+# --- layer_p ----------------------------------------------------------------------------------------------------------
+
+layer_p = Primitive("spdnn_layer")
+
+
+@layer_p.def_abstract_eval
+def _layer_abstract(y: Any, indptr: Any, indices: Any, values: Any, bias: Any, *, cap: float) -> Any:
+    del cap
+    outputs, edges = indptr.shape[0] - 1, indices.shape[0]
+    if y.ndim != 2 or y.dtype != jnp.float32:
+        raise ValueError(f"features must be float32 of shape (features, inputs), got {y.dtype} {y.shape}")
+    if values.shape not in ((), (edges,)):
+        raise ValueError(f"values must have shape () or ({edges},), got {values.shape}")
+    if bias.shape not in ((), (outputs,)):
+        raise ValueError(f"bias must have shape () or ({outputs},), got {bias.shape}")
+    return y.update(shape=(y.shape[0], outputs), dtype=jnp.dtype("float32"))
+
+
+def _layer_native(ctx: Any, *args: Any, cap: float) -> Sequence[Any]:
+    return jax.ffi.ffi_lowering(LAYER_TARGET)(ctx, *args, cap=np.float32(cap))
+
+
+def _layer_batch(args: Sequence[Any], dims: Sequence[Any], *, cap: float) -> tuple[Any, Any]:
+    if any(dim is not batching.not_mapped for dim in dims[1:]):
+        results, result_dims = _map_over_batch(layer_p, args, dims, {"cap": cap})
+        return results[0], result_dims[0]
+    y = jnp.moveaxis(args[0], dims[0], 0)
+    batch, features = y.shape[:2]
+    result = layer_p.bind(y.reshape(batch * features, -1), *args[1:], cap=cap)
+    return result.reshape(batch, features, -1), 0
+
+
+def _layer_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, cap: float) -> tuple[Any, Any]:
+    y, indptr, indices, values, bias = primals
+    result = layer_p.bind(*primals, cap=cap)
+    differentiable, their_tangents = (y, values, bias), (tangents[0], tangents[3], tangents[4])
+
+    def of_floats(y: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
+        return layer_xla(y, indptr, indices, values, bias, cap=cap)
+
+    return result, jax.jvp(of_floats, differentiable, tuple(map(ad.instantiate_zeros, their_tangents)))[1]
+
+
+# --- rules common to both ---------------------------------------------------------------------------------------------
+
+
+def _map_over_batch(
+    primitive: Primitive, args: Sequence[Any], dims: Sequence[Any], params: dict[str, Any]
+) -> tuple[list[Any], list[int]]:
+    """Runs the primitive once for each member of the batch: right whatever is mapped, if not fast."""
+    mapped = [k for k, dim in enumerate(dims) if dim is not batching.not_mapped]
+
+    def one(members: tuple[Any, ...]) -> list[Any]:
+        full = list(args)
+        for k, member in zip(mapped, members, strict=True):
+            full[k] = member
+        results = primitive.bind(*full, **params)
+        return results if primitive.multiple_results else [results]
+
+    results = jax.lax.map(one, tuple(jnp.moveaxis(args[k], dims[k], 0) for k in mapped))
+    return results, [0] * len(results)
+
+
+def _register(primitive: Primitive, native: Any, xla: Any, batch: Any, jvp: Any) -> None:
+    primitive.def_impl(functools.partial(jax.jit(primitive.bind, static_argnames=_STATIC[primitive.name])))
+    mlir.register_lowering(primitive, mlir.lower_fun(xla, multiple_results=primitive.multiple_results))
+    for platform in ("cpu", "cuda"):
+        mlir.register_lowering(primitive, native, platform=platform)
+    batching.primitive_batchers[primitive] = batch
+    ad.primitive_jvps[primitive] = jvp
+
+
+_STATIC = {"spdnn_network": ("table", "activations", "counts"), "spdnn_layer": ("cap",)}
+
+_register(network_p, _network_native, network_xla, _network_batch, _network_jvp)
+_register(layer_p, _layer_native, layer_xla, _layer_batch, _layer_jvp)
