@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spdnn_jax import primitives
-from spdnn_jax.network import SparseLayer
+from spdnn_jax.network import SparseLayer, as_arguments
 from spdnn_jax.plan import Plan
 
 Backend = Literal["auto", "xla"]
@@ -102,5 +102,7 @@ def layer(layer: SparseLayer, y: jax.Array, *, cap: float | None = 32.0, backend
     if backend not in ("auto", "xla"):
         raise ValueError(f"backend must be 'auto' or 'xla', got {backend!r}")
     run = primitives.layer_p.bind if backend == "auto" else primitives.layer_xla
-    arrays = (jnp.asarray(array) for array in (layer.indptr, layer.indices, layer.values, layer.bias))
-    return run(y, *arrays, cap=np.inf if cap is None else float(cap))
+    arrays = as_arguments(layer)
+    return run(
+        y, arrays.indptr, arrays.indices, arrays.values, arrays.bias, cap=np.inf if cap is None else float(cap)
+    )

@@ -11,7 +11,7 @@ import numpy as np
 from spdnn_jax._extras import require
 from spdnn_jax._native import core
 from spdnn_jax.layout import PlanTable
-from spdnn_jax.network import SparseLayer, SparseNetwork
+from spdnn_jax.network import SparseLayer, SparseNetwork, check_cap
 
 
 @jax.tree_util.register_pytree_node_class
@@ -168,8 +168,7 @@ def build_plan(
         layers, cap = iter(network.layers), network.cap
     else:
         layers = iter(network)
-    if cap is not None and not cap > 0:
-        raise ValueError(f"cap must be positive or None, got {cap}")
+    check_cap(cap)
     builder = core.PlanBuilder(cap=np.inf if cap is None else cap, threads=threads or _usable_cores())
     for count, layer in enumerate(layers, start=1):
         builder.add(

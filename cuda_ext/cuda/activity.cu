@@ -1,0 +1,144 @@
+#include "activity.h"
+
+#include <algorithm>
+
+namespace spdnn::cuda {
+namespace {
+
+constexpr int kActivityThreads = 1024;
+constexpr int kActivityWarps = kActivityThreads / 32;
+constexpr int kTransposeRows = 8;
+
+// Sum over the block's threads before this one; `total` over all.
+__device__ int exclusive_sum(int value, int* total) {
+  __shared__ int warp_sums[kActivityWarps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int sum = value;
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const int other = __shfl_up_sync(0xFFFFFFFFu, sum, distance);
+    if (lane >= distance) sum += other;
+  }
+  if (lane == 31) warp_sums[warp] = sum;
+  __syncthreads();
+  if (warp == 0) {
+    int warp_sum = warp_sums[lane];
+    for (int distance = 1; distance < 32; distance *= 2) {
+      const int other = __shfl_up_sync(0xFFFFFFFFu, warp_sum, distance);
+      if (lane >= distance) warp_sum += other;
+    }
+    warp_sums[lane] = warp_sum;
+  }
+  __syncthreads();
+  const int before = warp == 0 ? 0 : warp_sums[warp - 1];
+  *total = warp_sums[kActivityWarps - 1];
+  __syncthreads();
+  return before + sum - value;
+}
+
+// One block: the lists are short beside a layer's work, and their order does not depend on the run.
+__global__ void __launch_bounds__(kActivityThreads) activity_kernel(const __grid_constant__ ActivityStep step) {
+  const int64_t count = *step.count;
+  int64_t active = 0, kept = 0;
+  for (int64_t first = 0; first < count; first += kActivityThreads) {
+    const int64_t slot = first + threadIdx.x;
+    const bool in_work = slot < count;
+    const bool flag = in_work && step.flags[slot];
+    const int32_t id = in_work ? step.ids[slot] : 0;
+    const bool keep = in_work && (flag || !step.prunable);
+    int chunk_kept = 0;
+    const int64_t target = kept + exclusive_sum(keep, &chunk_kept);
+    if (keep) {
+      step.next_slots[target] = static_cast<int32_t>(slot);
+      step.next_ids[target] = id;
+    }
+    if (in_work) step.flags[slot] = 0;
+    if (flag && step.alive) step.alive[id] = true;
+    active += __syncthreads_count(flag);
+    kept += chunk_kept;
+  }
+  if (threadIdx.x == 0) {
+    *step.next_count = static_cast<int32_t>(kept);
+    if (step.active) *step.active = static_cast<int32_t>(active);
+  }
+}
+
+__global__ void start_kernel(int64_t features, int32_t* slots, int32_t* ids, int32_t* count) {
+  const int64_t slot = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (slot == 0) *count = static_cast<int32_t>(features);
+  if (slot < features) slots[slot] = ids[slot] = static_cast<int32_t>(slot);
+}
+
+__global__ void __launch_bounds__(kTile * kTransposeRows) read_input_kernel(InputFeatures input, int64_t features,
+                                                                            float* target) {
+  __shared__ float square[kTile][kTile + 1];
+  const int64_t first_neuron = static_cast<int64_t>(blockIdx.x) * kTile;
+  for (int64_t tile = blockIdx.y; tile * kTile < features; tile += gridDim.y) {
+    for (int row = threadIdx.y; row < kTile; row += kTransposeRows) {
+      const int64_t feature = tile * kTile + row, neuron = first_neuron + threadIdx.x;
+      const bool inside = feature < features && neuron < input.inputs;
+      square[row][threadIdx.x] = inside ? input.at(feature, neuron) : 0.0f;
+    }
+    __syncthreads();
+    for (int row = threadIdx.y; row < kTile; row += kTransposeRows) {
+      const int64_t neuron = first_neuron + row;
+      if (neuron < input.inputs) {
+        target[tiled_offset(tile * kTile + threadIdx.x, neuron, input.inputs)] = square[threadIdx.x][row];
+      }
+    }
+    __syncthreads();
+  }
+}
+
+__global__ void __launch_bounds__(kTile * kTransposeRows) write_output_kernel(const __grid_constant__ OutputStep step) {
+  __shared__ float square[kTile][kTile + 1];
+  const int64_t first_output = static_cast<int64_t>(blockIdx.x) * kTile;
+  const int64_t count = *step.count;
+  for (int64_t tile = blockIdx.y; tile * kTile < count; tile += gridDim.y) {
+    const int64_t slot = tile * kTile + threadIdx.x;
+    for (int row = threadIdx.y; row < kTile; row += kTransposeRows) {
+      const int64_t output = first_output + row;
+      const bool inside = slot < count && output < step.outputs;
+      square[row][threadIdx.x] = inside ? step.source[tiled_offset(slot, step.slot_of[output], step.outputs)] : 0.0f;
+    }
+    __syncthreads();
+    for (int row = threadIdx.y; row < kTile; row += kTransposeRows) {
+      const int64_t row_slot = tile * kTile + row, output = first_output + threadIdx.x;
+      if (row_slot < count && output < step.outputs) {
+        step.activations[step.ids[row_slot] * step.outputs + output] = square[threadIdx.x][row];
+      }
+    }
+    __syncthreads();
+  }
+}
+
+dim3 transpose_grid(int64_t features, int64_t neurons) {
+  const int64_t tiles = (features + kTile - 1) / kTile;
+  return dim3(static_cast<unsigned>((neurons + kTile - 1) / kTile), static_cast<unsigned>(std::min<int64_t>(tiles, 4096)));
+}
+
+}  // namespace
+
+cudaError_t launch_activity(const ActivityStep& step, cudaStream_t stream) {
+  activity_kernel<<<1, kActivityThreads, 0, stream>>>(step);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_start(int64_t features, int32_t* slots, int32_t* ids, int32_t* count, cudaStream_t stream) {
+  constexpr int kThreads = 256;
+  start_kernel<<<static_cast<unsigned>((features + kThreads - 1) / kThreads), kThreads, 0, stream>>>(features, slots, ids,
+                                                                                                    count);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_read_input(const InputFeatures& input, int64_t features, float* target, cudaStream_t stream) {
+  read_input_kernel<<<transpose_grid(features, input.inputs), dim3(kTile, kTransposeRows), 0, stream>>>(input, features,
+                                                                                                      target);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_write_output(const OutputStep& step, cudaStream_t stream) {
+  write_output_kernel<<<transpose_grid(step.features, step.outputs), dim3(kTile, kTransposeRows), 0, stream>>>(step);
+  return cudaGetLastError();
+}
+
+}  // namespace spdnn::cuda

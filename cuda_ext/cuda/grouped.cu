@@ -1,0 +1,130 @@
+#include "grouped.h"
+
+#include <algorithm>
+#include <type_traits>
+
+#include "accumulate.cuh"
+
+namespace spdnn::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kVector = 4;             // features of a thread
+constexpr int kPanel = 32 * kVector;   // features of a warp
+
+struct RunArguments {
+  PlanLayer layer;
+  PlanRun run;
+};
+
+// Four features from four places: a feature whose neighbours died keeps its old place until it is next written.
+struct Gather {
+  const float* column[kVector];
+
+  __device__ void operator()(uint32_t index, float (&x)[kVector]) const {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) x[v] = __ldg(column[v] + static_cast<int64_t>(index) * kTile);
+  }
+};
+
+struct Direct {
+  const float* column;
+
+  __device__ void operator()(uint32_t index, float (&x)[kVector]) const {
+    const float4 v = __ldg(reinterpret_cast<const float4*>(column + static_cast<int64_t>(index) * kTile));
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+  }
+};
+
+template <int kOutputs, bool kStored, typename Index, typename Load>
+__device__ __forceinline__ void compute_unit(const GroupedStep& step, const RunArguments& arguments, const Unit& unit,
+                                             int64_t slot, int64_t count, Load load) {
+  const PlanRun& run = arguments.run;
+  float sums[kOutputs][kVector];
+  start_with_bias(arguments.layer, run, unit, step.words, sums);
+  accumulate<kOutputs, kVector, kStored, Index>(run, unit, step.words, load, sums);
+  const uint32_t active = clip_all(sums, step.cap);
+  float* target = step.target + tiled_offset(slot, 0, arguments.layer.outputs);
+#pragma unroll
+  for (int r = 0; r < kOutputs; ++r) {
+    *reinterpret_cast<float4*>(target + unit.slot(run, r) * kTile) =
+        make_float4(sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
+  }
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) {
+    if ((active >> v & 1u) && slot + v < count && !step.flags[slot + v]) step.flags[slot + v] = 1;
+  }
+}
+
+// Work items count through the units of a panel of features first, so that the panel's input stays in the L2 cache.
+template <int kOutputs, bool kStored, typename Index>
+__global__ void __launch_bounds__(kThreads, 2) grouped_kernel(const __grid_constant__ GroupedStep step,
+                                                              const __grid_constant__ RunArguments arguments) {
+  const PlanRun& run = arguments.run;
+  const int64_t count = *step.count;
+  const bool gathered = *step.source_count != count;
+  const int64_t units = run.groups * (run.group_outputs / kOutputs);
+  const int64_t blocks_per_panel = (units + kWarps - 1) / kWarps;
+  const int64_t panels = (count + kPanel - 1) / kPanel;
+  const int lane = threadIdx.x % 32;
+  for (int64_t item = blockIdx.x; item < panels * blocks_per_panel; item += gridDim.x) {
+    const int64_t u = item % blocks_per_panel * kWarps + threadIdx.x / 32;
+    const int64_t slot = item / blocks_per_panel * kPanel + lane * kVector;
+    if (u >= units || slot >= count) continue;
+    const Unit unit = Unit::at(u, run.groups, kOutputs);
+    if (gathered) {
+      Gather gather;
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) {
+        const int64_t from = step.slots[min(slot + v, count - 1)];
+        gather.column[v] = step.source + tiled_offset(from, 0, arguments.layer.inputs);
+      }
+      compute_unit<kOutputs, kStored, Index>(step, arguments, unit, slot, count, gather);
+    } else {
+      const Direct direct{step.source + tiled_offset(slot, 0, arguments.layer.inputs)};
+      compute_unit<kOutputs, kStored, Index>(step, arguments, unit, slot, count, direct);
+    }
+  }
+}
+
+template <int kOutputs, bool kStored, typename Index>
+cudaError_t launch(const GroupedStep& step, const RunArguments& arguments, cudaStream_t stream) {
+  int device = 0, multiprocessors = 0, blocks = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess) return error;
+  error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (error != cudaSuccess) return error;
+  const auto kernel = grouped_kernel<kOutputs, kStored, Index>;
+  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0);
+  if (error != cudaSuccess) return error;
+  const int64_t units = arguments.run.groups * (arguments.run.group_outputs / kOutputs);
+  const int64_t items = (units + kWarps - 1) / kWarps * ((step.features + kPanel - 1) / kPanel);
+  const int64_t grid = std::min<int64_t>(items, static_cast<int64_t>(multiprocessors) * std::max(blocks, 1));
+  kernel<<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(step, arguments);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t launch_grouped(const GroupedStep& step, const PlanLayer& layer, const PlanRun* runs, cudaStream_t stream) {
+  for (int64_t r = 0; r < layer.runs; ++r) {
+    const RunArguments arguments{layer, runs[layer.first_run + r]};
+    cudaError_t error = cudaSuccess;
+    dispatch_outputs(arguments.run.group_outputs, [&](auto outputs) {
+      constexpr int kOutputs = decltype(outputs)::value;
+      const bool stored = arguments.run.value_offset >= 0;
+      if (layer.index_bits == 16) {
+        error = stored ? launch<kOutputs, true, uint16_t>(step, arguments, stream)
+                       : launch<kOutputs, false, uint16_t>(step, arguments, stream);
+      } else {
+        error = stored ? launch<kOutputs, true, uint32_t>(step, arguments, stream)
+                       : launch<kOutputs, false, uint32_t>(step, arguments, stream);
+      }
+    });
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace spdnn::cuda

@@ -1,0 +1,42 @@
+// Kernel family `resident`: several layers in one launch, the features of a block held in shared memory.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "features.cuh"
+#include "plan_view.h"
+
+namespace spdnn::cuda {
+
+struct ResidentStep {
+  const uint32_t* words;
+  int64_t layers_word;  // where the plan holds its PlanLayer records
+  int64_t runs_word;    // ... and its PlanRun records
+  int first_layer;
+  int end_layer;
+  int max_width;  // of all layers in the step, inputs and outputs
+  float cap;
+
+  InputFeatures input;   // read where `source` is null
+  const float* source;   // tiles
+  const int32_t* ids;    // feature of each slot; null: the slot itself
+  const int32_t* count;  // slots in use; null: all features
+  int64_t features;
+
+  float* target;          // tiles; null after the last layer
+  int32_t* target_ids;
+  int32_t* target_count;  // zero at the launch
+  int32_t* active;        // (layers), zero at the launch; may be null
+  bool* alive;            // (features), false at the launch; after the last layer
+  float* activations;     // (features, outputs), zero at the launch; after the last layer, null where not wanted
+  const int32_t* slot_of; // slot of each output neuron
+};
+
+// Features that a block holds for layers of this width; 0 where not even one fits.
+int resident_features(int64_t max_width);
+
+cudaError_t launch_resident(const ResidentStep& step, const PlanView& plan, cudaStream_t stream);
+
+}  // namespace spdnn::cuda

@@ -1,0 +1,377 @@
+"""Sparse layers and networks: frozen pytrees, built from SciPy, BCOO, BCSR or dense matrices; validation; saving."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import sparse
+
+from spdnn_jax._extras import require
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+Array = jax.Array | np.ndarray
+Duplicates = Literal["sum", "refuse"]
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["indptr", "indices", "values", "bias"],
+    meta_fields=["inputs"],
+)
+@dataclass(frozen=True, eq=False)
+class SparseLayer:
+    """One layer: its edges in rows compressed by output neuron, and its bias.
+
+    A pytree; the constructor stores what it is given, so that JAX can rebuild a layer from traced arrays. Build layers
+    with `from_scipy`, `from_bcoo` or `from_dense`, or call `validate` on one built from raw arrays.
+
+    Attributes:
+        indptr: int64 (outputs + 1,): the edges of output neuron j are indptr[j] .. indptr[j + 1].
+        indices: int32 (edges,): the input neuron of each edge, ascending and distinct inside an output.
+        values: float32 (edges,): the weights; or (), one weight for all edges.
+        bias: float32 (outputs,), or (), one for all outputs.
+        inputs: Number of input neurons.
+    """
+
+    indptr: Array
+    indices: Array
+    values: Array
+    bias: Array
+    inputs: int
+
+    @property
+    def outputs(self) -> int:
+        """Number of output neurons."""
+        return self.indptr.shape[0] - 1
+
+    @property
+    def edges(self) -> int:
+        """Number of stored edges."""
+        return self.indices.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(inputs, outputs)."""
+        return self.inputs, self.outputs
+
+    @classmethod
+    def from_scipy(
+        cls,
+        matrix: "scipy.sparse.sparray | scipy.sparse.spmatrix",
+        bias: Any = 0.0,
+        duplicates: Duplicates = "sum",
+    ) -> "SparseLayer":
+        """A layer from a SciPy sparse matrix in any format.
+
+        Args:
+            matrix: Weights of shape (inputs, outputs). Explicit zeros are kept as edges.
+            bias: A number, or one for each output.
+            duplicates: What to do where an edge is stored twice: ``"sum"`` the weights, or ``"refuse"``.
+
+        Raises:
+            ValueError: A weight or bias is not finite, the bias has another length, or an edge is stored twice and
+                duplicates are refused.
+        """
+        coordinates: Any = matrix.tocoo()
+        return cls._from_edges(coordinates.row, coordinates.col, coordinates.data, matrix.shape, bias, duplicates)
+
+    @classmethod
+    def from_bcoo(
+        cls, matrix: sparse.BCOO | sparse.BCSR, bias: Any = 0.0, duplicates: Duplicates = "sum"
+    ) -> "SparseLayer":
+        """A layer from a JAX sparse matrix, BCOO or BCSR, of shape (inputs, outputs) without batch or dense axes.
+
+        Args:
+            matrix: The weights. Entries that pad (indices out of bounds) are left out, as JAX does.
+            bias: A number, or one for each output.
+            duplicates: As for `from_scipy`.
+
+        Raises:
+            ValueError: As for `from_scipy`, or the matrix has batch or dense axes.
+        """
+        if isinstance(matrix, sparse.BCSR):
+            matrix = matrix.to_bcoo()
+        if matrix.n_batch or matrix.n_dense or matrix.ndim != 2:
+            raise ValueError(f"the weights must be a plain sparse matrix, got {matrix}: remove batch and dense axes")
+        indices, values = np.asarray(matrix.indices), np.asarray(matrix.data)
+        inside = (indices < np.asarray(matrix.shape)).all(axis=1)
+        row, column = indices[inside].T
+        return cls._from_edges(row, column, values[inside], matrix.shape, bias, duplicates)
+
+    @classmethod
+    def from_dense(cls, matrix: Any, bias: Any = 0.0) -> "SparseLayer":
+        """A layer from a dense matrix of shape (inputs, outputs); its zeros are no edges.
+
+        Raises:
+            ValueError: The matrix has not two axes, a weight or bias is not finite, or the bias has another length.
+        """
+        dense = np.asarray(matrix)
+        if dense.ndim != 2:
+            raise ValueError(f"the weights must be a matrix (inputs, outputs), got shape {dense.shape}")
+        row, column = np.nonzero(dense)
+        return cls._from_edges(row, column, dense[row, column], dense.shape, bias, "refuse")
+
+    @classmethod
+    def _from_edges(
+        cls, row: Any, column: Any, values: Any, shape: tuple[int, ...], bias: Any, duplicates: Duplicates
+    ) -> "SparseLayer":
+        if duplicates not in ("sum", "refuse"):
+            raise ValueError(f"duplicates must be 'sum' or 'refuse', got {duplicates!r}")
+        inputs, outputs = (int(size) for size in shape)
+        row, column = np.asarray(row, np.int64), np.asarray(column, np.int64)
+        values = np.asarray(values, np.float64)
+        order = np.lexsort((row, column))
+        row, column, values = row[order], column[order], values[order]
+        first = np.ones(row.size, bool)
+        first[1:] = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
+        if not first.all():
+            if duplicates == "refuse":
+                twice = int(np.argmin(first))
+                raise ValueError(
+                    f"the edge from input {row[twice]} to output {column[twice]} is stored twice: "
+                    "pass duplicates='sum' to add the weights up"
+                )
+            values = np.add.reduceat(values, np.flatnonzero(first))
+            row, column = row[first], column[first]
+        indptr = np.zeros(outputs + 1, np.int64)
+        np.cumsum(np.bincount(column, minlength=outputs), out=indptr[1:])
+        layer = cls(indptr, row.astype(np.int32), values.astype(np.float32), np.asarray(bias, np.float32), inputs)
+        return layer.validate()
+
+    def validate(self, name: str = "the layer") -> "SparseLayer":
+        """Checks the arrays on the host.
+
+        Args:
+            name: What to call the layer in messages.
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            ValueError: Shapes do not fit, an index is out of range, indices are not ascending, or a weight or bias is
+                not finite.
+        """
+        indptr, indices = np.asarray(self.indptr), np.asarray(self.indices)
+        values, bias = np.asarray(self.values), np.asarray(self.bias)
+        if indptr.ndim != 1 or indptr.size == 0 or indices.ndim != 1:
+            raise ValueError(f"{name}: indptr must have shape (outputs + 1,) and indices (edges,)")
+        if values.shape not in ((), indices.shape):
+            raise ValueError(f"{name}: values must have shape () or ({indices.size},), got {values.shape}")
+        if bias.shape not in ((), (self.outputs,)):
+            raise ValueError(f"{name}: bias must have shape () or ({self.outputs},), got {bias.shape}")
+        if indptr[0] != 0 or indptr[-1] != indices.size or (np.diff(indptr) < 0).any():
+            raise ValueError(f"{name}: indptr must rise from 0 to the number of edges, {indices.size}")
+        if indices.size and not (0 <= indices.min() and indices.max() < self.inputs):
+            wrong = indices[(indices < 0) | (indices >= self.inputs)][0]
+            raise ValueError(f"{name}: an edge names input {wrong}, but there are {self.inputs} inputs, from 0 on")
+        rises = np.diff(indices) > 0
+        starts = indptr[1:-1]
+        rises[starts[(starts > 0) & (starts < indices.size)] - 1] = True
+        if not rises.all():
+            row = int(np.searchsorted(indptr, np.argmin(rises), side="right")) - 1
+            raise ValueError(f"{name}: the inputs of output {row} are not ascending and distinct")
+        for array, what in ((values, "weight"), (bias, "bias")):
+            if not np.isfinite(array).all():
+                position = int(np.argmin(np.isfinite(array.reshape(-1))))
+                raise ValueError(f"{name}: {what} {position} is {array.reshape(-1)[position]}, which is not finite")
+        return self
+
+    def to_scipy(self) -> "scipy.sparse.csc_array":
+        """The weights as a SciPy matrix, float32, shape (inputs, outputs)."""
+        scipy_sparse = require("scipy.sparse", extra="data", purpose="converting a layer to SciPy")
+        values = np.broadcast_to(np.asarray(self.values, np.float32), (self.edges,))
+        return scipy_sparse.csc_array((values, np.asarray(self.indices), np.asarray(self.indptr)), shape=self.shape)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=["cap"])
+@dataclass(frozen=True, eq=False)
+class SparseNetwork:
+    """Layers in order, each followed by min(max(., 0), cap).
+
+    Attributes:
+        layers: The layers; each has as many inputs as the one before has outputs.
+        cap: Upper clip of every layer, None for none.
+    """
+
+    layers: tuple[SparseLayer, ...]
+    cap: float | None = 32.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not all(isinstance(layer, SparseLayer) for layer in self.layers):
+            return  # JAX rebuilds pytrees around placeholders
+        if not self.layers:
+            raise ValueError("a network needs at least one layer")
+        check_cap(self.cap)
+        for number, (before, after) in enumerate(zip(self.layers, self.layers[1:], strict=False), start=2):
+            if after.inputs != before.outputs:
+                raise ValueError(
+                    f"layer {number} has {after.inputs} inputs, but layer {number - 1} has {before.outputs} outputs"
+                )
+
+    @property
+    def inputs(self) -> int:
+        """Number of input neurons."""
+        return self.layers[0].inputs
+
+    @property
+    def outputs(self) -> int:
+        """Number of output neurons."""
+        return self.layers[-1].outputs
+
+    @property
+    def edges(self) -> int:
+        """Stored edges of all layers."""
+        return sum(layer.edges for layer in self.layers)
+
+    def validate(self) -> "SparseNetwork":
+        """Checks every layer's arrays on the host; returns the network itself.
+
+        Raises:
+            ValueError: As `SparseLayer.validate`; the message names the layer, counted from 1.
+        """
+        for number, layer in enumerate(self.layers, start=1):
+            layer.validate(f"layer {number}")
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the network to one safetensors file.
+
+        Raises:
+            OSError: The file cannot be written; nothing is left behind.
+        """
+        save_layers(path, self.layers, len(self.layers), self.cap)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "SparseNetwork":
+        """Reads a network that `save` or ``spdnn convert`` wrote.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is no network file.
+        """
+        file = NetworkFile(path)
+        return cls(tuple(file), file.cap)
+
+
+def check_cap(cap: float | None) -> None:
+    """Raises ValueError where the cap is neither None nor a positive number."""
+    if cap is not None and not cap > 0:
+        raise ValueError(f"cap must be positive, or None for none; got {cap}")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+#
+# A network file is a safetensors file: per layer "<number>.indptr", ".indices", ".values" and ".bias", numbers from 1.
+# Written layer by layer, for the largest challenge network (4 G edges) fits no memory: room for the header is kept at
+# the front, and the format lets it be padded with spaces.
+
+_FIELDS = ("indptr", "indices", "values", "bias")
+_HEADER_BYTES_PER_LAYER = 512
+_CODES = {"int64": "I64", "int32": "I32", "uint16": "U16", "float32": "F32"}
+_FORMAT = "spdnn_jax network 1"
+
+
+def save_layers(
+    path: str | os.PathLike[str], layers: Iterable[SparseLayer], count: int, cap: float | None = 32.0
+) -> None:
+    """Writes layers to one safetensors file, one at a time.
+
+    Args:
+        path: The file, replaced at the end in one step.
+        layers: The layers in order.
+        count: How many there are.
+        cap: Upper clip of every layer, None for none.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left behind.
+        ValueError: There are more layers than announced.
+    """
+    check_cap(cap)
+    target = Path(path)
+    partial = target.with_name(target.name + ".part")
+    room = 4096 + _HEADER_BYTES_PER_LAYER * count
+    header: dict[str, Any] = {"__metadata__": {}}
+    inputs = []
+    try:
+        with partial.open("wb") as file:
+            file.seek(8 + room)
+            offset = 0
+            for number, layer in enumerate(layers, start=1):
+                inputs.append(layer.inputs)
+                for field in _FIELDS:
+                    array = np.asarray(getattr(layer, field))
+                    if field == "indices" and layer.inputs <= np.iinfo(np.uint16).max + 1:
+                        array = array.astype(np.uint16)
+                    header[f"{number}.{field}"] = {
+                        "dtype": _CODES[array.dtype.name],
+                        "shape": list(array.shape),
+                        "data_offsets": [offset, offset + array.nbytes],
+                    }
+                    file.write(np.ascontiguousarray(array).data)
+                    offset += array.nbytes
+            header["__metadata__"] = {"format": _FORMAT, "cap": json.dumps(cap), "inputs": json.dumps(inputs)}
+            encoded = json.dumps(header, separators=(",", ":")).encode()
+            if len(encoded) > room:
+                raise ValueError(f"{len(inputs)} layers came where {count} were announced")
+            file.seek(0)
+            file.write(room.to_bytes(8, "little") + encoded.ljust(room))
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class NetworkFile(Iterable[SparseLayer]):
+    """A network file, memory-mapped: iterating reads the layers one at a time."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Opens the file.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is no network file.
+        """
+        safetensors = require("safetensors", extra="data", purpose="reading a network file")
+        try:
+            self._file = safetensors.safe_open(os.fspath(path), framework="numpy")
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{os.fspath(path)}: not a network file ({error})") from None
+        metadata = self._file.metadata() or {}
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"{os.fspath(path)}: not a network file of this version; write it with spdnn convert")
+        self.cap: float | None = json.loads(metadata["cap"])
+        self._inputs: list[int] = json.loads(metadata["inputs"])
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def __iter__(self) -> Iterator[SparseLayer]:
+        for number, inputs in enumerate(self._inputs, start=1):
+            arrays = {field: self._file.get_tensor(f"{number}.{field}") for field in _FIELDS}
+            arrays["indices"] = arrays["indices"].astype(np.int32, copy=False)
+            yield SparseLayer(**arrays, inputs=inputs)
+
+
+def as_arguments(layer: SparseLayer) -> SparseLayer:
+    """The layer with JAX arrays, and 32-bit row pointers, as the `layer` primitive takes them.
+
+    Raises:
+        ValueError: The layer has 2^31 edges or more.
+    """
+    if layer.edges > np.iinfo(np.int32).max:
+        raise ValueError(f"a layer of {layer.edges} edges is too large for layer(): build a plan")
+    return dataclasses.replace(
+        layer,
+        indptr=jnp.asarray(layer.indptr, jnp.int32),
+        **{field: jnp.asarray(getattr(layer, field)) for field in _FIELDS[1:]},
+    )
