@@ -159,7 +159,7 @@ def _network_native(ctx: Any, y0: Any, words: Any, *, table: PlanTable, **unused
 def _network_batch(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[list[Any], list[int]]:
     """Features do not talk to each other: a batch of feature sets is one larger set, unless they are to be counted."""
     (y0, words), (y0_dim, words_dim) = args, dims
-    if words_dim is not batching.not_mapped or params["counts"]:
+    if words_dim is not None or params["counts"]:
         return _map_over_batch(network_p, args, dims, params)
     y0 = jnp.moveaxis(y0, y0_dim, 0)
     batch, features = y0.shape[:2]
@@ -172,6 +172,10 @@ def _network_batch(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> t
     ], [0, 0, 0]
 
 
+def _zero_tangent(primal: Any) -> ad.Zero:
+    return ad.Zero(jax.typeof(primal).to_tangent_aval())
+
+
 def _network_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
     y0, words = primals
     results = network_p.bind(y0, words, **params)
@@ -180,10 +184,10 @@ def _network_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any)
         return network_xla(y0, words, **params)[0]
 
     if isinstance(tangents[0], ad.Zero) or y0.dtype != jnp.float32:
-        tangent = ad.Zero.from_primal_value(results[0])
+        tangent = _zero_tangent(results[0])
     else:
         tangent = jax.jvp(activations_of, (y0,), (tangents[0],))[1]
-    return results, [tangent, *(ad.Zero.from_primal_value(result) for result in results[1:])]
+    return results, [tangent, *map(_zero_tangent, results[1:])]
 
 
 # --- layer_p ----------------------------------------------------------------------------------------------------------
@@ -209,7 +213,7 @@ def _layer_native(ctx: Any, *args: Any, cap: float) -> Sequence[Any]:
 
 
 def _layer_batch(args: Sequence[Any], dims: Sequence[Any], *, cap: float) -> tuple[Any, Any]:
-    if any(dim is not batching.not_mapped for dim in dims[1:]):
+    if any(dim is not None for dim in dims[1:]):
         results, result_dims = _map_over_batch(layer_p, args, dims, {"cap": cap})
         return results[0], result_dims[0]
     y = jnp.moveaxis(args[0], dims[0], 0)
@@ -236,7 +240,7 @@ def _map_over_batch(
     primitive: Primitive, args: Sequence[Any], dims: Sequence[Any], params: dict[str, Any]
 ) -> tuple[list[Any], list[int]]:
     """Runs the primitive once for each member of the batch: right whatever is mapped, if not fast."""
-    mapped = [k for k, dim in enumerate(dims) if dim is not batching.not_mapped]
+    mapped = [k for k, dim in enumerate(dims) if dim is not None]
 
     def one(members: tuple[Any, ...]) -> list[Any]:
         full = list(args)
