@@ -1,0 +1,314 @@
+"""The command line: run (the default), convert, download, bench, plot."""
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from spdnn_jax import _native, challenge, download, features, official_files, ops, radixnet, reference, report
+from spdnn_jax.network import NetworkFile, SparseLayer
+from spdnn_jax.plan import Plan, build_plan
+
+_SAMPLE = 1000  # features of --check=sample
+
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("neurons", 1024, "Neurons of a layer: 16 * 2^k; 1024, 4096, 16384 or 65536 in the challenge.", 1)
+flags.DEFINE_integer("layers", 120, "Number of layers: 120, 480 or 1920 in the challenge.", 1)
+flags.DEFINE_enum("weights", "radixnet", ["radixnet", "official"], "Generated weights, or those in --dataset_dir.")
+flags.DEFINE_string(
+    "dataset_dir", None, "Folder of the official files, or a network file that spdnn convert wrote."
+)
+flags.DEFINE_enum("inputs", "digits", ["digits", "mnist", "official", "random"], "Where the features come from.")
+flags.DEFINE_string("mnist_dir", None, "Folder of the MNIST files in IDX form, for --inputs=mnist.")
+flags.DEFINE_integer("features", challenge.FEATURES, "Number of features.", 1)
+flags.DEFINE_integer("seed", 0, "Of generated weights and inputs.", 0)
+flags.DEFINE_enum("backend", "auto", ["auto", "cuda", "cpu", "xla"], "Back end; auto: cuda where it can be used, else cpu.")
+flags.DEFINE_enum("compress", "none", ["none"], "Lossless compression of network and features.")
+flags.DEFINE_integer("repeats", 5, "Timed inferences, after one that is not timed.", 1)
+flags.DEFINE_enum("check", "sample", ["none", "sample", "full"], f"Features checked against the oracle: none, {_SAMPLE}, all.")
+flags.DEFINE_string("truth", None, "Truth file to compare the categories with; the exit code is 1 where they differ.")
+flags.DEFINE_string("categories_out", None, "Where to write the categories, in the form of the truth files.")
+flags.DEFINE_string("report_out", None, "Where to write the report as JSON.")
+flags.DEFINE_string("output", None, "The file that convert or plot writes.")
+flags.DEFINE_string("base_url", download.BASE_URL, "Where download finds the official files.")
+
+
+def main() -> NoReturn:
+    """The console script `spdnn`."""
+    app.run(_main, flags_parser=_parse)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    try:
+        return FLAGS(arguments)
+    except (flags.Error, OSError) as error:
+        print(f"FATAL Flags parsing error: {error}\nPass --help for the flags.", file=sys.stderr)
+        sys.exit(2)
+
+
+def _main(arguments: list[str]) -> int:
+    commands = {"run": _run, "convert": _convert, "download": _download, "bench": _bench, "plot": _plot}
+    name, *rest = arguments[1:] or ["run"]
+    if name not in commands:
+        _reject(f"there is no command {name!r}: choose one of {', '.join(commands)}")
+    if rest and name not in ("bench", "plot"):
+        _reject(f"spdnn {name} takes flags only, found {rest[0]!r}")
+    try:
+        return commands[name](rest)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"spdnn: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+
+
+def _reject(message: str) -> NoReturn:
+    print(f"FATAL Flags parsing error: {message}\nPass --help for the flags.", file=sys.stderr)
+    sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}: check the path and its permissions"
+    return " ".join(str(error).split())
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+def _run(_: list[str]) -> int:
+    _require_flags()
+    _check_writable(FLAGS.categories_out, FLAGS.report_out)
+    truth = challenge.read_categories(FLAGS.truth) if FLAGS.truth else None
+    backend = _choose_backend()
+    seconds: dict[str, float] = {}
+    plan = _build_plan(seconds)
+    y0 = _timed(seconds, "inputs", _read_features)
+    if y0.shape[1] != plan.inputs:
+        raise ValueError(f"the features have {y0.shape[1]} neurons, the network has {plan.inputs} inputs")
+    inference_seconds, alive, active = _infer(plan, y0, "xla" if backend == "xla" else "auto", seconds)
+    categories = challenge.category_ids(alive)
+    check, agrees = _check(y0, alive)
+    truth_text, matches = _compare(categories, truth)
+    result = report.Report(
+        network=f"{FLAGS.neurons} x {plan.layers}, {FLAGS.weights} weights",
+        neurons=FLAGS.neurons,
+        layers=plan.layers,
+        features=len(y0),
+        inputs=FLAGS.inputs,
+        edges=plan.edges,
+        device=jax.devices()[0].device_kind,
+        backend=backend,
+        compress=FLAGS.compress,
+        versions=report.versions(),
+        command=shlex.join(["spdnn", *sys.argv[1:]]),
+        seconds=seconds,
+        inference_seconds=inference_seconds,
+        active=[int(count) for count in active],
+        layer_edges=[int(edges) for edges in plan.layer_edges],
+        categories=len(categories),
+        check=check,
+        truth=truth_text,
+    )
+    if FLAGS.categories_out:
+        challenge.write_categories(FLAGS.categories_out, categories)
+    if FLAGS.report_out:
+        result.write(FLAGS.report_out)
+    print(result.table())
+    return 0 if agrees and matches else 1
+
+
+def _require_flags() -> None:
+    official = FLAGS.weights == "official" or FLAGS.inputs == "official"
+    if official and not FLAGS.dataset_dir:
+        _reject("--weights=official and --inputs=official need --dataset_dir")
+    if FLAGS.inputs == "mnist" and not FLAGS.mnist_dir:
+        _reject("--inputs=mnist needs --mnist_dir")
+
+
+def _check_writable(*paths: str | None) -> None:
+    """Says so before a long run, not after it, where a result could not be written."""
+    for path in filter(None, paths):
+        folder = Path(path).resolve().parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{path} cannot be written: the folder {folder} does not exist; make it first")
+        if not os.access(folder, os.W_OK) or Path(path).is_dir():
+            raise PermissionError(f"{path} cannot be written: choose another place, or change the permissions")
+
+
+def _choose_backend() -> str:
+    if FLAGS.backend == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if FLAGS.backend in ("cpu", "xla"):
+        return FLAGS.backend
+    reason = _native.cuda_unavailable_reason()
+    if reason is None:
+        return "cuda"
+    if FLAGS.backend == "cuda":
+        raise ValueError(f"--backend=cuda cannot be used: {reason}")
+    print(f"spdnn: running on the CPU: {reason}", file=sys.stderr)
+    jax.config.update("jax_platforms", "cpu")
+    return "cpu"
+
+
+def _open_layers() -> Iterator[SparseLayer]:
+    if FLAGS.weights == "radixnet":
+        return radixnet.layers(FLAGS.neurons, FLAGS.layers, FLAGS.seed)
+    if not Path(FLAGS.dataset_dir).is_file():
+        return official_files.layers(FLAGS.dataset_dir, FLAGS.neurons, FLAGS.layers)
+    network = NetworkFile(FLAGS.dataset_dir)
+    if len(network) < FLAGS.layers:
+        raise ValueError(f"{FLAGS.dataset_dir} holds {len(network)} layers, {FLAGS.layers} were asked for: lower --layers")
+    return (layer for layer, _ in zip(network, range(FLAGS.layers), strict=False))
+
+
+def _build_plan(seconds: dict[str, float]) -> Plan:
+    read = 0.0
+
+    def timed_layers() -> Iterator[SparseLayer]:
+        nonlocal read
+        layers = _open_layers()
+        while True:
+            start = time.perf_counter()
+            layer = next(layers, None)
+            read += time.perf_counter() - start
+            if layer is None:
+                return
+            yield layer
+
+    start = time.perf_counter()
+    with report.progress_bar("building the plan", FLAGS.layers) as progress:
+        plan = build_plan(timed_layers(), cap=challenge.CAP, progress=progress)
+    seconds["read"] = read
+    seconds["plan"] = time.perf_counter() - start - read
+    return plan
+
+
+def _read_features() -> np.ndarray:
+    count = FLAGS.features
+    with report.progress_bar(f"preparing inputs ({FLAGS.inputs})", count) as progress:
+        if FLAGS.inputs == "digits":
+            return features.digits(FLAGS.neurons, count, FLAGS.seed, progress)
+        if FLAGS.inputs == "mnist":
+            return features.mnist(FLAGS.mnist_dir, FLAGS.neurons, count, progress)
+        if FLAGS.inputs == "official":
+            folder = Path(FLAGS.dataset_dir)
+            return official_files.features(folder.parent if folder.is_file() else folder, FLAGS.neurons, count)
+        return features.random(FLAGS.neurons, count, seed=FLAGS.seed)
+
+
+def _timed(seconds: dict[str, float], name: str, function: Any, *arguments: Any) -> Any:
+    start = time.perf_counter()
+    result = jax.block_until_ready(function(*arguments))
+    seconds[name] = time.perf_counter() - start
+    return result
+
+
+def _infer(
+    plan: Plan, y0: np.ndarray, backend: ops.Backend, seconds: dict[str, float]
+) -> tuple[list[float], np.ndarray, np.ndarray]:
+    on_device = jax.device_put(y0)
+    lowered = ops.categories_and_active.lower(plan, on_device, backend=backend)
+    compiled = _timed(seconds, "compile", lowered.compile)
+    alive, active = jax.block_until_ready(compiled(plan, on_device))  # warm-up
+    repeats = []
+    with report.progress_bar("inference", FLAGS.repeats) as progress:
+        for done in range(1, FLAGS.repeats + 1):
+            start = time.perf_counter()
+            jax.block_until_ready(compiled(plan, on_device))
+            repeats.append(time.perf_counter() - start)
+            progress(done)
+    seconds["inference"] = float(np.median(repeats))
+    return repeats, np.asarray(alive), np.asarray(active)
+
+
+def _check(y0: np.ndarray, alive: np.ndarray) -> tuple[str | None, bool]:
+    """Compares with the float64 oracle; returns the outcome in words, and whether they agree."""
+    if FLAGS.check == "none":
+        return None, True
+    chosen = np.arange(len(y0))
+    if FLAGS.check == "sample" and len(y0) > _SAMPLE:
+        chosen = np.sort(np.random.default_rng(FLAGS.seed).choice(len(y0), _SAMPLE, replace=False))
+    with report.progress_bar(f"float64 oracle ({len(chosen):,} features)", FLAGS.layers) as progress:
+        expected = reference.infer(_open_layers(), y0[chosen], cap=challenge.CAP, progress=progress).categories
+    wrong = chosen[expected != alive[chosen]]
+    if wrong.size == 0:
+        return f"categories of {len(chosen):,} features equal the float64 oracle's", True
+    return f"FAILED: {wrong.size} of {len(chosen):,} categories differ from the float64 oracle's, first {wrong[0] + 1}", False
+
+
+def _compare(categories: np.ndarray, truth: np.ndarray | None) -> tuple[str | None, bool]:
+    """Compares with the truth file; returns the outcome in words, and whether they agree."""
+    if truth is None:
+        return None, True
+    truth = truth[truth <= FLAGS.features]
+    common = np.intersect1d(categories, truth).size
+    agree = common == len(truth) == len(categories)
+    text = f"{common:,} of the file's {len(truth):,} categories found, {len(categories) - common:,} beside them"
+    return (text if agree else f"DIFFERS: {text}"), agree
+
+
+# --- other commands ---------------------------------------------------------------------------------------------------
+
+
+def _convert(_: list[str]) -> int:
+    if not FLAGS.dataset_dir or not FLAGS.output:
+        _reject("spdnn convert needs --dataset_dir and --output")
+    _check_writable(FLAGS.output)
+    with report.progress_bar("converting", FLAGS.layers) as progress:
+        official_files.convert(FLAGS.dataset_dir, FLAGS.neurons, FLAGS.layers, FLAGS.output, progress)
+    print(f"wrote {FLAGS.output} ({Path(FLAGS.output).stat().st_size / 2**20:.1f} MiB): run it with "
+          f"--weights=official --dataset_dir={FLAGS.output}")  # fmt: skip
+    return 0
+
+
+def _download(_: list[str]) -> int:
+    if not FLAGS.dataset_dir:
+        _reject("spdnn download needs --dataset_dir")
+    folder = Path(FLAGS.dataset_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in download.official_names(FLAGS.neurons, FLAGS.layers):
+        with report.byte_bar(name) as progress:
+            path = download.download(f"{FLAGS.base_url.rstrip('/')}/{name}", folder / name, progress=progress)
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    return 0
+
+
+def _bench(configurations: list[str]) -> int:
+    """Runs each flagfile in a process of its own and gathers the reports."""
+    if not configurations:
+        _reject("spdnn bench needs the flagfiles to run, such as configs/1024x120.flags")
+    _check_writable(FLAGS.report_out)
+    passed_on = [argument for argument in sys.argv[1:] if argument.startswith("--") and "report_out" not in argument]
+    reports: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for configuration in configurations:
+            path = Path(folder) / "report.json"
+            command = [sys.executable, "-m", "spdnn_jax", f"--flagfile={configuration}", *passed_on]
+            outcome = subprocess.run([*command, f"--report_out={path}"], check=False)
+            if outcome.returncode:
+                return outcome.returncode
+            reports += report.read_reports([path])
+    if FLAGS.report_out:
+        report.write_json(FLAGS.report_out, reports)
+    return 0
+
+
+def _plot(paths: list[str]) -> int:
+    if not paths or not FLAGS.output:
+        _reject("spdnn plot needs reports and --output: spdnn plot report.json --output=figure.png")
+    _check_writable(FLAGS.output)
+    report.plot(report.read_reports(paths), FLAGS.output)
+    print(f"wrote {FLAGS.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    main()

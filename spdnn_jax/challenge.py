@@ -1,0 +1,77 @@
+"""The Sparse Deep Neural Network Graph Challenge: its 12 networks, its measure, its answers.
+
+Specification: Kepner et al., "Sparse Deep Neural Network Graph Challenge", HPEC 2019, arXiv 1909.05631.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+NEURONS = (1024, 4096, 16384, 65536)
+LAYERS = (120, 480, 1920)
+FEATURES = 60000
+EDGES_PER_NEURON = 32
+CAP = 32.0
+
+
+def nominal_edges(features: int, layer_edges: np.ndarray) -> int:
+    """The challenge's measure of work: features times stored edges of the original network.
+
+    Args:
+        features: Number of input features.
+        layer_edges: Stored edges of each layer, (layers,).
+    """
+    return int(features) * int(np.sum(layer_edges, dtype=np.int64))
+
+
+def active_edges(features: int, layer_edges: np.ndarray, active: np.ndarray) -> int:
+    """Edges truly multiplied where dead features are dropped: active features before each layer times its edges.
+
+    Args:
+        features: Number of input features.
+        layer_edges: Stored edges of each layer, (layers,).
+        active: Active features after each layer, (layers,).
+    """
+    before = np.concatenate([[features], active[:-1]]).astype(np.int64)
+    return int(before @ np.asarray(layer_edges, np.int64))
+
+
+def category_ids(alive: np.ndarray) -> np.ndarray:
+    """Categories: the 1-based indices, int64, of the features that are not all zero after the last layer."""
+    return np.flatnonzero(alive) + 1
+
+
+def read_categories(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads a truth file: one 1-based feature index a line.
+
+    Returns:
+        int64 (categories,), ascending.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: A line is no positive integer; the message names it.
+    """
+    ids = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        first = line.split("\t")[0].strip()
+        if not first.isascii() or not first.isdigit() or int(first) < 1:
+            raise ValueError(f"{path}, line {number}: expected a feature's index, counted from 1, found {line[:40]!r}")
+        ids.append(int(first))
+    return np.unique(np.asarray(ids, np.int64))
+
+
+def write_categories(path: str | os.PathLike[str], ids: Iterable[int]) -> None:
+    """Writes categories as the official truth files do, one 1-based index a line.
+
+    Raises:
+        OSError: The file cannot be written; nothing is left behind.
+    """
+    target = Path(path)
+    partial = target.with_name(target.name + ".part")
+    try:
+        partial.write_text("".join(f"{identity}\n" for identity in ids), encoding="ascii")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,239 @@
+"""What a run tells people and programs: progress bars, the result table, JSON, plots."""
+
+import contextlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from spdnn_jax._extras import require
+from spdnn_jax.challenge import active_edges, nominal_edges
+
+
+@dataclass
+class Report:
+    """The result of one run. Times are in seconds; written to JSON field by field.
+
+    Attributes:
+        network: What was run: "1024 x 120, radixnet".
+        neurons: Width.
+        layers: Number of layers.
+        features: Number of input features.
+        inputs: Where the features came from.
+        edges: Stored edges of the original network.
+        device: The device, as JAX names it.
+        backend: Back end that ran: cuda, cpu or xla.
+        compress: The --compress setting.
+        versions: Of Python, this package, jax, jaxlib and NumPy.
+        command: The command line.
+        seconds: Of each step: read, plan, inputs, compile, inference (the median of `inference_seconds`).
+        inference_seconds: Of every repeat, from device-resident input to device-resident categories.
+        nominal_edges_per_second: features x edges / seconds.
+        active_edges_per_second: Edges truly multiplied / seconds.
+        active: Active features after each layer.
+        layer_edges: Stored edges of each layer.
+        categories: Number of categories.
+        check: Result of the check against the float64 oracle, or None.
+        truth: Result of the comparison with the truth file, or None.
+    """
+
+    network: str
+    neurons: int
+    layers: int
+    features: int
+    inputs: str
+    edges: int
+    device: str
+    backend: str
+    compress: str
+    versions: dict[str, str]
+    command: str
+    seconds: dict[str, float]
+    inference_seconds: list[float]
+    active: list[int]
+    layer_edges: list[int]
+    categories: int
+    check: str | None = None
+    truth: str | None = None
+    nominal_edges_per_second: float = field(init=False)
+    active_edges_per_second: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        edges = np.asarray(self.layer_edges)
+        inference = self.seconds["inference"]
+        self.nominal_edges_per_second = nominal_edges(self.features, edges) / inference
+        self.active_edges_per_second = active_edges(self.features, edges, np.asarray(self.active)) / inference
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the report as JSON, whole or not at all.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        write_json(path, asdict(self))
+
+    def table(self) -> str:
+        """The result table for people."""
+        repeats = len(self.inference_seconds)
+        rows = [
+            ("network", f"{self.network}: {self.edges:,} edges"),
+            ("features", f"{self.features:,} ({self.inputs})"),
+            ("back end", f"{self.backend} on {self.device}, --compress={self.compress}"),
+            ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
+            *((step, f"{seconds:.4g} s") for step, seconds in self.seconds.items() if step != "inference"),
+            (
+                "inference",
+                f"{self.seconds['inference']:.4g} s, median of {repeats}: device-resident input to categories",
+            ),
+            ("nominal", rate(self.nominal_edges_per_second)),
+            ("active", rate(self.active_edges_per_second)),
+            *((f"after layer {layer}", f"{self.active[layer - 1]:,} active") for layer in shown_layers(self.layers)),
+            ("categories", f"{self.categories:,}"),
+        ]
+        rows += [(name, text) for name, text in (("check", self.check), ("truth", self.truth)) if text]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+
+def shown_layers(layers: int) -> list[int]:
+    """Layers whose active features the table shows: 1, 10, 20 ... and the last; sparser for deep networks."""
+    step = 10 if layers <= 200 else layers // 12 // 10 * 10
+    return sorted({1, *range(10, min(layers, 51), 10), *range(step, layers, step), layers} & set(range(1, layers + 1)))
+
+
+def rate(edges_per_second: float) -> str:
+    """Edges a second for people, in GE/s or TE/s."""
+    unit, scale = ("TE/s", 1e12) if edges_per_second >= 1e12 else ("GE/s", 1e9)
+    return f"{edges_per_second / scale:.4g} {unit}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a figure depends on."""
+    import spdnn_jax
+
+    return {
+        "spdnn_jax": spdnn_jax.__version__,
+        "jax": jax.__version__,
+        "jaxlib": jax.lib.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error; yields a function that takes the number of steps done.
+
+    Without tqdm, or where standard error is no terminal, a line says what is under way instead.
+    """
+    try:
+        tqdm: Any = require("tqdm", extra="data", purpose="progress bars").tqdm
+    except ImportError:
+        tqdm = None
+    if tqdm is None or not sys.stderr.isatty():
+        print(f"{title} ...", file=sys.stderr, flush=True)
+        yield lambda done: None
+        return
+    with tqdm(desc=title, total=total, file=sys.stderr, leave=False) as bar:
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        show.bar = bar  # pyright: ignore[reportFunctionMemberAccess]
+        yield show
+
+
+@contextlib.contextmanager
+def byte_bar(title: str) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar for a download; yields a function that takes a name, the bytes there, and the bytes in all."""
+    with progress_bar(title, 0) as show:
+
+        def show_bytes(_: str, done: int, total: int | None) -> None:
+            bar = getattr(show, "bar", None)
+            if bar is not None:
+                bar.total, bar.unit, bar.unit_scale = total, "B", True
+            show(done)
+
+        yield show_bytes
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes JSON, whole or not at all.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    target = Path(path)
+    partial = target.with_name(target.name + ".part")
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    """Reads reports that runs wrote; a file may hold one or a list of them.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: A file holds no report.
+    """
+    reports: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not a JSON report ({error}): write one with spdnn --report_out") from None
+        for report in content if isinstance(content, list) else [content]:
+            if not isinstance(report, dict) or not {"network", "active", "layer_edges", "features"} <= report.keys():
+                raise ValueError(f"{path}: holds no report of a run: write one with spdnn --report_out")
+            reports.append(report)
+    return reports
+
+
+def plot(reports: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Draws active features and multiplied edges by layer.
+
+    Args:
+        reports: As `read_reports` returns them.
+        path: The figure; the ending names the format.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: The figure cannot be written.
+        ValueError: The ending names no format that matplotlib writes.
+    """
+    matplotlib: Any = require("matplotlib", extra="plot", purpose="spdnn plot")
+    matplotlib.use("agg")
+    pyplot: Any = require("matplotlib.pyplot", extra="plot", purpose="spdnn plot")
+    figure, (features_axis, edges_axis) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
+    for report in reports:
+        layer = np.arange(1, len(report["active"]) + 1)
+        before = np.concatenate([[report["features"]], report["active"][:-1]])
+        label = f"{report['network']}, {report['inputs']}" if "inputs" in report else report["network"]
+        features_axis.step(layer, report["active"], where="mid", label=label)
+        edges_axis.step(layer, before * np.asarray(report["layer_edges"], float), where="mid", label=label)
+    features_axis.set_ylabel("active features after the layer")
+    edges_axis.set_ylabel("edges multiplied in the layer")
+    edges_axis.set_xlabel("layer")
+    for axis in (features_axis, edges_axis):
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+    features_axis.legend()
+    target = Path(path)
+    partial = target.with_name(f".part-{target.name}")
+    try:
+        figure.savefig(partial, dpi=150)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+        pyplot.close(figure)
