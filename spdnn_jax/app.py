@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from spdnn_jax import _native, challenge, download, features, official_files, ops, radixnet, reference, report
 from spdnn_jax.network import NetworkFile, SparseLayer
@@ -44,6 +44,7 @@ flags.DEFINE_string("base_url", download.BASE_URL, "Where download finds the off
 
 def main() -> NoReturn:
     """The console script `spdnn`."""
+    logging.set_verbosity(logging.WARNING)  # libraries log through absl, too
     app.run(_main, flags_parser=_parse)
 
 
@@ -274,9 +275,10 @@ def _download(_: list[str]) -> int:
         _reject("spdnn download needs --dataset_dir")
     folder = Path(FLAGS.dataset_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in download.official_names(FLAGS.neurons, FLAGS.layers):
-        with report.byte_bar(name) as progress:
-            path = download.download(f"{FLAGS.base_url.rstrip('/')}/{name}", folder / name, progress=progress)
+    for official in download.official_paths(FLAGS.neurons, FLAGS.layers):
+        url, target = f"{FLAGS.base_url.rstrip('/')}/{official}", folder / Path(official).name
+        with report.byte_bar(target.name) as progress:
+            path = download.download(url, target, progress=progress)
         print(f"{path}: {path.stat().st_size:,} bytes")
     return 0
 

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-BASE_URL = "https://graphchallenge.s3.amazonaws.com/synthetic/sparsenet"
+BASE_URL = "https://graphchallenge.s3.amazonaws.com/synthetic/sparsechallenge_2019"
 """The challenge's public bucket."""
 
 Progress = Callable[[str, int, int | None], None]
@@ -20,12 +20,12 @@ _ATTEMPTS = 5
 _TIMEOUT = 60  # seconds
 
 
-def official_names(neurons: int, layers: int) -> list[str]:
-    """Names of the files of one network: weights, inputs, truth."""
+def official_paths(neurons: int, layers: int) -> list[str]:
+    """Paths below the base URL of the files of one network: weights, inputs, truth."""
     return [
-        f"neuron{neurons}.tar.gz",
-        f"sparse-images-{neurons}.tsv.gz",
-        f"neuron{neurons}-l{layers}-categories.tsv",
+        f"dnn/neuron{neurons}.tar.gz",
+        f"mnist/sparse-images-{neurons}.tsv.gz",
+        f"dnn/neuron{neurons}-l{layers}-categories.tsv",
     ]
 
 

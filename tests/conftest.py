@@ -1,0 +1,84 @@
+"""Fixtures: strict JAX settings, networks of every kind, and the rule for tests that need a GPU."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from spdnn_jax import SparseLayer, SparseNetwork, _native
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of official files beside the checkout; tests that need it are skipped where it is absent."""
+    root = Path(os.environ.get("SPDNN_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
+    if not root.is_dir():
+        pytest.skip(f"{root} is absent: set SPDNN_SHARED to the folder that holds data/graph-challenge and data/mnist")
+    return root
+
+
+@pytest.fixture(scope="session")
+def cuda() -> None:
+    """Skips where no GPU can be used; fails there under SPDNN_REQUIRE_CUDA=1."""
+    reason = _native.cuda_unavailable_reason()
+    if reason is None:
+        return
+    if os.environ.get("SPDNN_REQUIRE_CUDA") == "1":
+        pytest.fail(f"SPDNN_REQUIRE_CUDA=1, but {reason}")
+    pytest.skip(reason)
+
+
+def random_layer(
+    generator: np.random.Generator,
+    inputs: int,
+    outputs: int,
+    *,
+    density: float = 0.3,
+    one_value: bool = False,
+    grouped: int = 1,
+    bias: str = "vector",
+) -> SparseLayer:
+    """A layer with random edges.
+
+    Args:
+        generator: Source of randomness.
+        inputs: Number of input neurons.
+        outputs: Number of output neurons.
+        density: Share of edges.
+        one_value: All weights equal.
+        grouped: Outputs that share a set of inputs, on average.
+        bias: "vector", "scalar", or "negative" (a scalar below zero).
+    """
+    patterns = generator.random((inputs, max(1, outputs // grouped))) < density
+    pattern = patterns[:, generator.integers(patterns.shape[1], size=outputs)] if outputs else patterns[:, :0]
+    values = np.full(pattern.shape, 0.25) if one_value else generator.normal(size=pattern.shape)
+    values[values == 0] = 1
+    layer_bias = {
+        "vector": generator.normal(size=outputs) * 0.2,
+        "scalar": np.float32(0.1),
+        "negative": np.float32(-0.1),
+    }[bias]
+    return SparseLayer.from_dense(np.where(pattern, values, 0), layer_bias)
+
+
+def random_network(
+    seed: int, widths: list[int], cap: float | None = 32.0, **layer_options: object
+) -> SparseNetwork:
+    """A network of `random_layer` layers with the given widths."""
+    generator = np.random.default_rng(seed)
+    layers = [random_layer(generator, a, b, **layer_options) for a, b in zip(widths, widths[1:], strict=False)]  # pyright: ignore[reportArgumentType]
+    return SparseNetwork(tuple(layers), cap=cap)
+
+
+def dense_reference(network: SparseNetwork, y0: np.ndarray) -> np.ndarray:
+    """The network in float64 with dense matrices: an oracle for the oracle."""
+    y = np.asarray(y0, np.float64)
+    for layer in network.layers:
+        y = y @ layer.to_scipy().toarray().astype(np.float64) + np.asarray(layer.bias, np.float64)
+        y = np.clip(y, 0, np.inf if network.cap is None else network.cap)
+    return y
