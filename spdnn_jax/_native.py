@@ -2,9 +2,11 @@
 
 import ctypes
 import functools
+import importlib.metadata
 import re
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
 
@@ -41,9 +43,9 @@ def _check_version(library: ModuleType) -> None:
     built, installed = tuple(library.ffi_api_version()), _jaxlib_ffi_version()
     if built[0] != installed[0] or built[1] > installed[1]:
         raise ImportError(
-            f"spdnn_jax was built for version {built[0]}.{built[1]} of XLA's FFI interface, but jaxlib {jax.lib.__version__} "
-            f"speaks {installed[0]}.{installed[1]}: upgrade jaxlib, or build spdnn_jax from source beside it "
-            "(pip install --no-build-isolation .)"
+            f"spdnn_jax was built for version {built[0]}.{built[1]} of XLA's FFI interface, but jaxlib "
+            f"{importlib.metadata.version('jaxlib')} speaks {installed[0]}.{installed[1]}: upgrade jaxlib, or build "
+            "spdnn_jax from source beside it (pip install --no-build-isolation .)"
         )
 
 
@@ -51,13 +53,15 @@ def _check_version(library: ModuleType) -> None:
 def cuda_unavailable_reason() -> str | None:
     """Why the CUDA back end cannot be used in this process, or None where it can."""
     if not _CUDA_LIBRARY.exists():
-        return "spdnn_jax was installed without CUDA: reinstall it with SPDNN_CUDA=ON where nvcc is found (see BUILD.md)"
+        return (
+            "spdnn_jax was installed without CUDA: reinstall it with SPDNN_CUDA=ON where nvcc is found (see BUILD.md)"
+        )
     if not any(device.platform == "gpu" for device in _gpu_devices()):
         return "JAX sees no NVIDIA GPU: check nvidia-smi, the driver, and pip install 'spdnn_jax[cuda13]'"
     return None
 
 
-def _gpu_devices() -> list[jax.Device]:
+def _gpu_devices() -> list[Any]:
     try:
         return jax.devices("gpu")
     except RuntimeError:

@@ -1,6 +1,6 @@
-"""The command line: run (the default), convert, download, bench, plot."""
+"""spdnn [run | convert | download | bench FLAGFILE... | plot REPORT...] [flags]; without a command: run."""
 
-import os
+import itertools
 import shlex
 import subprocess
 import sys
@@ -19,22 +19,25 @@ from spdnn_jax.network import NetworkFile, SparseLayer
 from spdnn_jax.plan import Plan, build_plan
 
 _SAMPLE = 1000  # features of --check=sample
+_ORACLE_BYTES = 1 << 31  # of float64 activations that the oracle holds at a time
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("neurons", 1024, "Neurons of a layer: 16 * 2^k; 1024, 4096, 16384 or 65536 in the challenge.", 1)
 flags.DEFINE_integer("layers", 120, "Number of layers: 120, 480 or 1920 in the challenge.", 1)
 flags.DEFINE_enum("weights", "radixnet", ["radixnet", "official"], "Generated weights, or those in --dataset_dir.")
-flags.DEFINE_string(
-    "dataset_dir", None, "Folder of the official files, or a network file that spdnn convert wrote."
-)
+flags.DEFINE_string("dataset_dir", None, "Folder of the official files, or a network file that spdnn convert wrote.")
 flags.DEFINE_enum("inputs", "digits", ["digits", "mnist", "official", "random"], "Where the features come from.")
 flags.DEFINE_string("mnist_dir", None, "Folder of the MNIST files in IDX form, for --inputs=mnist.")
 flags.DEFINE_integer("features", challenge.FEATURES, "Number of features.", 1)
 flags.DEFINE_integer("seed", 0, "Of generated weights and inputs.", 0)
-flags.DEFINE_enum("backend", "auto", ["auto", "cuda", "cpu", "xla"], "Back end; auto: cuda where it can be used, else cpu.")
+flags.DEFINE_enum(
+    "backend", "auto", ["auto", "cuda", "cpu", "xla"], "Back end; auto: cuda where it can be used, else cpu."
+)
 flags.DEFINE_enum("compress", "none", ["none"], "Lossless compression of network and features.")
 flags.DEFINE_integer("repeats", 5, "Timed inferences, after one that is not timed.", 1)
-flags.DEFINE_enum("check", "sample", ["none", "sample", "full"], f"Features checked against the oracle: none, {_SAMPLE}, all.")
+flags.DEFINE_enum(
+    "check", "sample", ["none", "sample", "full"], f"Features checked against the oracle: none, {_SAMPLE}, all."
+)
 flags.DEFINE_string("truth", None, "Truth file to compare the categories with; the exit code is 1 where they differ.")
 flags.DEFINE_string("categories_out", None, "Where to write the categories, in the form of the truth files.")
 flags.DEFINE_string("report_out", None, "Where to write the report as JSON.")
@@ -45,6 +48,9 @@ flags.DEFINE_string("base_url", download.BASE_URL, "Where download finds the off
 def main() -> NoReturn:
     """The console script `spdnn`."""
     logging.set_verbosity(logging.WARNING)  # libraries log through absl, too
+    for flag in FLAGS.get_key_flags_for_module(__name__):  # --help shows those of the program, a script without flags
+        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+    sys.modules["__main__"].__doc__ = __doc__  # the head of --help
     app.run(_main, flags_parser=_parse)
 
 
@@ -66,8 +72,19 @@ def _main(arguments: list[str]) -> int:
     try:
         return commands[name](rest)
     except (ValueError, OSError, ImportError) as error:
-        print(f"spdnn: error: {_one_line(error)}", file=sys.stderr)
-        return 1
+        return _fail(_one_line(error))
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail(f"out of memory: {_one_line(error)}: lower --features")
+    except KeyboardInterrupt:
+        print("spdnn: interrupted", file=sys.stderr)
+        return 130  # as a shell reports it
+
+
+def _fail(message: str) -> int:
+    print(f"spdnn: error: {message}", file=sys.stderr)
+    return 1
 
 
 def _reject(message: str) -> NoReturn:
@@ -105,7 +122,7 @@ def _run(_: list[str]) -> int:
         features=len(y0),
         inputs=FLAGS.inputs,
         edges=plan.edges,
-        device=jax.devices()[0].device_kind,
+        device=report.device(),
         backend=backend,
         compress=FLAGS.compress,
         versions=report.versions(),
@@ -140,8 +157,14 @@ def _check_writable(*paths: str | None) -> None:
         folder = Path(path).resolve().parent
         if not folder.is_dir():
             raise FileNotFoundError(f"{path} cannot be written: the folder {folder} does not exist; make it first")
-        if not os.access(folder, os.W_OK) or Path(path).is_dir():
-            raise PermissionError(f"{path} cannot be written: choose another place, or change the permissions")
+        try:
+            if Path(path).is_dir():
+                raise IsADirectoryError
+            tempfile.TemporaryFile(dir=folder).close()  # os.access says yes to root, even where nothing can be written
+        except OSError:
+            raise PermissionError(
+                f"{path} cannot be written: choose another place, or change the permissions"
+            ) from None
 
 
 def _choose_backend() -> str:
@@ -166,8 +189,16 @@ def _open_layers() -> Iterator[SparseLayer]:
         return official_files.layers(FLAGS.dataset_dir, FLAGS.neurons, FLAGS.layers)
     network = NetworkFile(FLAGS.dataset_dir)
     if len(network) < FLAGS.layers:
-        raise ValueError(f"{FLAGS.dataset_dir} holds {len(network)} layers, {FLAGS.layers} were asked for: lower --layers")
-    return (layer for layer, _ in zip(network, range(FLAGS.layers), strict=False))
+        raise ValueError(
+            f"{FLAGS.dataset_dir} holds {len(network)} layers, {FLAGS.layers} were asked for: lower --layers"
+        )
+    return itertools.islice(network, FLAGS.layers)
+
+
+def _cap() -> float | None:
+    if FLAGS.weights == "official" and Path(FLAGS.dataset_dir).is_file():
+        return NetworkFile(FLAGS.dataset_dir).cap
+    return challenge.CAP
 
 
 def _build_plan(seconds: dict[str, float]) -> Plan:
@@ -186,7 +217,7 @@ def _build_plan(seconds: dict[str, float]) -> Plan:
 
     start = time.perf_counter()
     with report.progress_bar("building the plan", FLAGS.layers) as progress:
-        plan = build_plan(timed_layers(), cap=challenge.CAP, progress=progress)
+        plan = build_plan(timed_layers(), cap=_cap(), progress=progress)
     seconds["read"] = read
     seconds["plan"] = time.perf_counter() - start - read
     return plan
@@ -216,8 +247,8 @@ def _infer(
     plan: Plan, y0: np.ndarray, backend: ops.Backend, seconds: dict[str, float]
 ) -> tuple[list[float], np.ndarray, np.ndarray]:
     on_device = jax.device_put(y0)
-    lowered = ops.categories_and_active.lower(plan, on_device, backend=backend)
-    compiled = _timed(seconds, "compile", lowered.compile)
+    lower = ops.categories_and_active.lower
+    compiled = _timed(seconds, "compile", lambda: lower(plan, on_device, backend=backend).compile())
     alive, active = jax.block_until_ready(compiled(plan, on_device))  # warm-up
     repeats = []
     with report.progress_bar("inference", FLAGS.repeats) as progress:
@@ -237,12 +268,28 @@ def _check(y0: np.ndarray, alive: np.ndarray) -> tuple[str | None, bool]:
     chosen = np.arange(len(y0))
     if FLAGS.check == "sample" and len(y0) > _SAMPLE:
         chosen = np.sort(np.random.default_rng(FLAGS.seed).choice(len(y0), _SAMPLE, replace=False))
-    with report.progress_bar(f"float64 oracle ({len(chosen):,} features)", FLAGS.layers) as progress:
-        expected = reference.infer(_open_layers(), y0[chosen], cap=challenge.CAP, progress=progress).categories
-    wrong = chosen[expected != alive[chosen]]
+    wrong = chosen[_oracle(y0[chosen]) != alive[chosen]]
     if wrong.size == 0:
         return f"categories of {len(chosen):,} features equal the float64 oracle's", True
-    return f"FAILED: {wrong.size} of {len(chosen):,} categories differ from the float64 oracle's, first {wrong[0] + 1}", False
+    return (
+        f"FAILED: {wrong.size} of {len(chosen):,} categories differ from the float64 oracle's, first {wrong[0] + 1}",
+        False,
+    )
+
+
+def _oracle(y0: np.ndarray) -> np.ndarray:
+    """The oracle's categories, for as many features at a time as fit; the layers are read anew each time."""
+    step = max(1, _ORACLE_BYTES // (8 * y0.shape[1]))
+    parts = [y0[first : first + step] for first in range(0, len(y0), step)]
+    categories = []
+    with report.progress_bar(f"float64 oracle ({len(y0):,} features)", FLAGS.layers * len(parts)) as progress:
+        for number, part in enumerate(parts):
+            done = number * FLAGS.layers
+            result = reference.infer(
+                _open_layers(), part, cap=_cap(), progress=lambda layer, done=done: progress(done + layer)
+            )
+            categories.append(result.categories)
+    return np.concatenate(categories)
 
 
 def _compare(categories: np.ndarray, truth: np.ndarray | None) -> tuple[str | None, bool]:
@@ -288,12 +335,14 @@ def _bench(configurations: list[str]) -> int:
     if not configurations:
         _reject("spdnn bench needs the flagfiles to run, such as configs/1024x120.flags")
     _check_writable(FLAGS.report_out)
-    passed_on = [argument for argument in sys.argv[1:] if argument.startswith("--") and "report_out" not in argument]
+    given = [flag for flag in FLAGS.get_key_flags_for_module(__name__) if flag.present and flag.name != "report_out"]
+    passed_on = [flag.serialize() for flag in given]
     reports: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for configuration in configurations:
             path = Path(folder) / "report.json"
-            command = [sys.executable, "-m", "spdnn_jax", f"--flagfile={configuration}", *passed_on]
+            # -P: the installed package, not a source tree in the working folder
+            command = [sys.executable, "-P", "-m", "spdnn_jax", f"--flagfile={configuration}", *passed_on]
             outcome = subprocess.run([*command, f"--report_out={path}"], check=False)
             if outcome.returncode:
                 return outcome.returncode
@@ -310,7 +359,3 @@ def _plot(paths: list[str]) -> int:
     report.plot(report.read_reports(paths), FLAGS.output)
     print(f"wrote {FLAGS.output}")
     return 0
-
-
-if __name__ == "__main__":
-    main()

@@ -38,8 +38,9 @@ def download(
 ) -> Path:
     """Fetches one file, in one piece or not at all.
 
-    What arrives is kept in ``<target>.part`` until it is whole, and a later call goes on from there. The size is checked
-    against the server's Content-Length, the content against `sha256` or, where the server gives one, the MD5 in its ETag.
+    What arrives is kept in ``<target>.part`` until it is whole, and a later call goes on from there. The size is
+    checked against the server's Content-Length, the content against `sha256` or, where the server gives one, the MD5
+    in its ETag.
 
     Args:
         url: Where the file is.
@@ -58,6 +59,7 @@ def download(
     if target.exists():
         return target
     partial = target.with_name(target.name + ".part")
+    etag = None
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             etag = _fetch(url, partial, lambda done, total: progress and progress(target.name, done, total))
@@ -65,7 +67,7 @@ def download(
         except (http.client.HTTPException, ConnectionError, TimeoutError) as error:
             if attempt == _ATTEMPTS:
                 raise OSError(
-                    f"{url}: the connection broke {_ATTEMPTS} times ({error}); call again to go on from where it stopped"
+                    f"{url}: the connection broke {_ATTEMPTS} times ({error}); call again to go on from there"
                 ) from None
     _check_digest(url, partial, sha256, etag)
     partial.replace(target)
@@ -81,7 +83,9 @@ def _fetch(url: str, partial: Path, progress: Callable[[int, int | None], object
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             return _complete_already(url, partial, have, error.headers.get("Content-Range"), error.headers.get("ETag"))
-        raise OSError(f"{url}: the server answers {error.code} {error.reason}: check --base_url and --neurons") from None
+        raise OSError(
+            f"{url}: the server answers {error.code} {error.reason}: check --base_url and --neurons"
+        ) from None
     except urllib.error.URLError as error:
         if isinstance(error.reason, ConnectionError | TimeoutError):
             raise error.reason from None

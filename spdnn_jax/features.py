@@ -152,8 +152,8 @@ def mnist(
 ) -> np.ndarray:
     """MNIST training images in IDX form, resized as the challenge's were and thresholded.
 
-    The official inputs are MNIST images; Fourier interpolation and a threshold of 0.72 of full scale come closest to them
-    and reproduce 98% of the official categories.
+    The official inputs are MNIST images; Fourier interpolation and a threshold of 0.72 of full scale come closest to
+    them and reproduce 98% of the official categories.
 
     Args:
         directory: Holds ``train-images-idx3-ubyte``, plain or with ``.gz``.

@@ -148,12 +148,10 @@ def layer_bias(words: jax.Array, layer: np.void, offset: jax.Array) -> jax.Array
 
 @functools.cache
 def stretches(table: PlanTable) -> tuple[tuple[int, int], ...]:
-    """Stretches (first, end) of consecutive layers of one shape and one width, which one traced loop can run."""
-    result: list[tuple[int, int]] = []
-    first = 0
-    count = len(table.layers)
-    for layer in range(1, count + 1):
-        if layer == count or layer_shape(table, layer) != layer_shape(table, first):
-            result.append((first, layer))
-            first = layer
-    return tuple(result)
+    """Stretches (first, end) of consecutive layers of one width, inputs and outputs, which one traced loop can run.
+
+    A layer whose width changes is a stretch of its own.
+    """
+    widths = [(int(layer["inputs"]), int(layer["outputs"])) for layer in table.layers]
+    starts = [k for k, width in enumerate(widths) if k == 0 or width != widths[k - 1] or width[0] != width[1]]
+    return tuple(zip(starts, [*starts[1:], len(widths)], strict=True))

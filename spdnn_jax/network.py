@@ -1,6 +1,5 @@
 """Sparse layers and networks: frozen pytrees, built from SciPy, BCOO, BCSR or dense matrices; validation; saving."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -67,14 +66,14 @@ class SparseLayer:
     @classmethod
     def from_scipy(
         cls,
-        matrix: "scipy.sparse.sparray | scipy.sparse.spmatrix",
+        matrix: Any,
         bias: Any = 0.0,
         duplicates: Duplicates = "sum",
     ) -> "SparseLayer":
         """A layer from a SciPy sparse matrix in any format.
 
         Args:
-            matrix: Weights of shape (inputs, outputs). Explicit zeros are kept as edges.
+            matrix: scipy.sparse array or matrix, weights of shape (inputs, outputs). Explicit zeros are kept as edges.
             bias: A number, or one for each output.
             duplicates: What to do where an edge is stored twice: ``"sum"`` the weights, or ``"refuse"``.
 
@@ -82,7 +81,7 @@ class SparseLayer:
             ValueError: A weight or bias is not finite, the bias has another length, or an edge is stored twice and
                 duplicates are refused.
         """
-        coordinates: Any = matrix.tocoo()
+        coordinates = matrix.tocoo()
         return cls._from_edges(coordinates.row, coordinates.col, coordinates.data, matrix.shape, bias, duplicates)
 
     @classmethod
@@ -171,7 +170,7 @@ class SparseLayer:
             raise ValueError(f"{name}: bias must have shape () or ({self.outputs},), got {bias.shape}")
         if indptr[0] != 0 or indptr[-1] != indices.size or (np.diff(indptr) < 0).any():
             raise ValueError(f"{name}: indptr must rise from 0 to the number of edges, {indices.size}")
-        if indices.size and not (0 <= indices.min() and indices.max() < self.inputs):
+        if indices.size and not (indices.min() >= 0 and indices.max() < self.inputs):
             wrong = indices[(indices < 0) | (indices >= self.inputs)][0]
             raise ValueError(f"{name}: an edge names input {wrong}, but there are {self.inputs} inputs, from 0 on")
         rises = np.diff(indices) > 0
@@ -362,16 +361,12 @@ class NetworkFile(Iterable[SparseLayer]):
             yield SparseLayer(**arrays, inputs=inputs)
 
 
-def as_arguments(layer: SparseLayer) -> SparseLayer:
-    """The layer with JAX arrays, and 32-bit row pointers, as the `layer` primitive takes them.
+def as_arguments(layer: SparseLayer) -> tuple[jax.Array, ...]:
+    """indptr, indices, values and bias as JAX arrays, with 32-bit row pointers, as the `layer` primitive takes them.
 
     Raises:
         ValueError: The layer has 2^31 edges or more.
     """
     if layer.edges > np.iinfo(np.int32).max:
         raise ValueError(f"a layer of {layer.edges} edges is too large for layer(): build a plan")
-    return dataclasses.replace(
-        layer,
-        indptr=jnp.asarray(layer.indptr, jnp.int32),
-        **{field: jnp.asarray(getattr(layer, field)) for field in _FIELDS[1:]},
-    )
+    return jnp.asarray(layer.indptr, jnp.int32), *(jnp.asarray(getattr(layer, field)) for field in _FIELDS[1:])

@@ -31,8 +31,8 @@ def layers(directory: str | os.PathLike[str], neurons: int, count: int) -> Itera
     """Reads an official network, layer by layer, a few layers ahead on all cores.
 
     Args:
-        directory: Holds the folder ``neuron<N>`` with files ``n<N>-l<k>.tsv``, or ``neuron<N>.tar.gz``; the folder itself
-            will do too. A packed folder is unpacked to a temporary folder first.
+        directory: Holds the folder ``neuron<N>`` with files ``n<N>-l<k>.tsv``, or ``neuron<N>.tar.gz``; the folder
+            itself will do too. A packed folder is unpacked to a temporary folder first.
         neurons: Width N.
         count: Number of layers, from the first on.
 
@@ -71,20 +71,24 @@ def _find_network(directory: Path, neurons: int, count: int, stack: contextlib.E
         _unpack(packed, neurons, count, target)
         return target / name
     raise FileNotFoundError(
-        f"{directory} holds neither {name}/n{neurons}-l1.tsv nor {packed.name}: point --dataset_dir at the official files, "
-        "or fetch them with spdnn download"
+        f"{directory} holds neither {name}/n{neurons}-l1.tsv nor {packed.name}: point --dataset_dir at the official "
+        "files, or fetch them with spdnn download"
     )
 
 
 def _unpack(packed: Path, neurons: int, count: int, target: Path) -> None:
     wanted = re.compile(rf"neuron{neurons}/n{neurons}-l(\d+)\.tsv")
     try:
-        with tarfile.open(packed, "r|gz") as archive:
+        with gzip.open(packed) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
             for member in archive:
+                if member.name.startswith("/"):
+                    raise tarfile.AbsolutePathError(member)
                 tarfile.data_filter(member, str(target))  # raises where a member points outside
                 found = wanted.fullmatch(member.name.removeprefix("./"))
                 if found and int(found[1]) <= count:
                     archive.extract(member, target, filter="data")
+            while stream.read(1 << 20):
+                pass  # to the end, where the checksum stands
     except tarfile.FilterError as error:
         raise ValueError(f"{packed}: refused, for a member points outside its folder ({error})") from None
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -115,9 +119,9 @@ def read_layer(path: Path, neurons: int) -> SparseLayer:
     if (edges != EDGES_PER_NEURON).any():
         short = int(np.argmax(edges != EDGES_PER_NEURON))
         raise ValueError(
-            f"{path}, line {inputs.size}: output neuron {short + 1} has {edges[short]} edges at the end of the file, where "
-            f"an official network of {neurons} neurons has {EDGES_PER_NEURON}: the file is cut short or of another "
-            f"network; {_CURE}"
+            f"{path}, line {inputs.size}: output neuron {short + 1} has {edges[short]} edges at the end of the file, "
+            f"where an official network of {neurons} neurons has {EDGES_PER_NEURON}: the file is cut short or of "
+            f"another network; {_CURE}"
         )
     keys = (outputs.astype(np.int64) - 1) * neurons + (inputs - 1)
     order = np.argsort(keys, kind="stable")
@@ -129,7 +133,8 @@ def read_layer(path: Path, neurons: int) -> SparseLayer:
     if (values == values[0]).all():
         values = values[0]
     indptr = np.concatenate([[0], np.cumsum(edges)])
-    return SparseLayer(indptr, (keys % neurons).astype(np.int32), values, np.float32(radixnet.bias(neurons)), neurons)
+    bias = np.asarray(radixnet.bias(neurons), np.float32)
+    return SparseLayer(indptr, (keys % neurons).astype(np.int32), values, bias, neurons)
 
 
 def convert(
@@ -188,7 +193,8 @@ def features(directory: str | os.PathLike[str], neurons: int, count: int) -> np.
             break
     else:
         raise FileNotFoundError(
-            f"{directory} holds no sparse-images-{neurons}.tsv[.gz]: fetch it with spdnn download, or choose other --inputs"
+            f"{directory} holds no sparse-images-{neurons}.tsv[.gz]: fetch it with spdnn download, "
+            "or choose other --inputs"
         )
     result = np.zeros((count, neurons), np.uint8)
     first_line = 1
@@ -245,7 +251,9 @@ def _is_empty(path: Path) -> bool:
 
 def _open_text(path: Path) -> Any:
     return (
-        gzip.open(path, "rt", errors="replace") if path.suffix == ".gz" else path.open(encoding="utf-8", errors="replace")
+        gzip.open(path, "rt", errors="replace")
+        if path.suffix == ".gz"
+        else path.open(encoding="utf-8", errors="replace")
     )
 
 
@@ -258,7 +266,7 @@ def _describe(path: Path, reason: str) -> str:
                 try:
                     if len(fields) != len(_COLUMNS):
                         raise ValueError
-                    np.int32(fields[0]), np.int32(fields[1]), np.float32(fields[2])
+                    _ = np.int32(fields[0]), np.int32(fields[1]), np.float32(fields[2])
                 except (ValueError, OverflowError):
                     return (
                         f"{path}, line {number}: expected two whole numbers and a number with tabs between, found "

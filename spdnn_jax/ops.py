@@ -102,7 +102,4 @@ def layer(layer: SparseLayer, y: jax.Array, *, cap: float | None = 32.0, backend
     if backend not in ("auto", "xla"):
         raise ValueError(f"backend must be 'auto' or 'xla', got {backend!r}")
     run = primitives.layer_p.bind if backend == "auto" else primitives.layer_xla
-    arrays = as_arguments(layer)
-    return run(
-        y, arrays.indptr, arrays.indices, arrays.values, arrays.bias, cap=np.inf if cap is None else float(cap)
-    )
+    return run(y, *as_arguments(layer), cap=np.inf if cap is None else float(cap))

@@ -75,31 +75,45 @@ def _count_active(y: jax.Array) -> jax.Array:
     return jnp.sum(jnp.any(y != 0, axis=1), dtype=jnp.int32)
 
 
+def _stretch_xla(y: jax.Array, words: jax.Array, table: PlanTable, first: int, end: int) -> tuple[jax.Array, jax.Array]:
+    """Runs layers first .. end, all of one width, in one loop with one body for each shape of layer among them."""
+    cap = float(table.header["cap"])
+    shapes = [layout.layer_shape(table, layer) for layer in range(first, end)]
+    kinds = list(dict.fromkeys(shapes))
+    offsets = [layout.layer_offsets(table, layer) for layer in range(first, end)]
+    longest = max(map(len, offsets))
+    rows = np.stack([np.pad(row, (0, longest - len(row))) for row in offsets]).astype(np.int32)
+
+    def body(kind: layout.LayerShape) -> Any:
+        layer = first + shapes.index(kind)
+        return lambda y, offsets: _layer_of_plan_xla(y, words, table.layers[layer], table.runs_of(layer), cap, offsets)
+
+    bodies = [body(kind) for kind in kinds]
+    if end - first == 1:
+        y = bodies[0](y, jnp.asarray(rows[0]))
+        return y, _count_active(y)[None]
+
+    def step(y: jax.Array, layer: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        kind, offsets = layer
+        y = jax.lax.switch(kind, bodies, y, offsets)
+        return y, _count_active(y)
+
+    kind_of_layer = np.asarray([kinds.index(shape) for shape in shapes], np.int32)
+    return jax.lax.scan(step, y, (jnp.asarray(kind_of_layer), jnp.asarray(rows)))
+
+
 def network_xla(
     y0: jax.Array, words: jax.Array, *, table: PlanTable, activations: bool, counts: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What `network_p` computes, in plain XLA. Layers of one shape share one loop, so that compiling stays short."""
-    header, cap = table.header, float(table.header["cap"])
+    header = table.header
     if header["words"] > np.iinfo(np.int32).max:
         raise ValueError("the plain-XLA path addresses plans of at most 8 GiB: use a native back end")
     y = unpack(y0, int(header["inputs"]))
     active = []
     for first, end in layout.stretches(table):
-        layer, runs = table.layers[first], table.runs_of(first)
-        offsets = jnp.asarray(np.stack([layout.layer_offsets(table, k) for k in range(first, end)]).astype(np.int32))
-        run_layer = functools.partial(_layer_of_plan_xla, words=words, layer=layer, runs=runs, cap=cap)
-        if end - first == 1 or layer["inputs"] != layer["outputs"]:
-            for k in range(end - first):
-                y = run_layer(y, offsets=offsets[k])
-                active.append(_count_active(y)[None])
-        else:
-
-            def step(y: jax.Array, offset: jax.Array, run_layer: Any = run_layer) -> tuple[jax.Array, jax.Array]:
-                y = run_layer(y, offsets=offset)
-                return y, _count_active(y)
-
-            y, stretch_active = jax.lax.scan(step, y, offsets)
-            active.append(stretch_active)
+        y, stretch_active = _stretch_xla(y, words, table, first, end)
+        active.append(stretch_active)
     alive = jnp.any(y != 0, axis=1)
     slots = jax.lax.bitcast_convert_type(
         jax.lax.slice_in_dim(words, int(header["slot_offset"]), int(header["slot_offset"] + header["outputs"])),

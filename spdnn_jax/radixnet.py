@@ -19,7 +19,7 @@ _OFFICIAL_BIAS = {1024: -0.3, 4096: -0.35, 16384: -0.4, 65536: -0.45}
 
 
 def bias(neurons: int) -> float:
-    """Bias of a network of this width: the official one, or that of the official width nearest on a logarithmic scale."""
+    """Bias of a network of this width: the official one, or that of the official width nearest on a log scale."""
     return _OFFICIAL_BIAS[min(_OFFICIAL_BIAS, key=lambda official: abs(math.log2(official / neurons)))]
 
 
@@ -48,8 +48,10 @@ def layers(neurons: int, count: int, seed: int = 0) -> Iterator[SparseLayer]:
 def _generate(neurons: int, classes: int, count: int, generator: np.random.Generator) -> Iterator[SparseLayer]:
     group = classes.bit_length() - 1
     indptr = np.arange(neurons + 1, dtype=np.int64) * 2 * _COPIES
-    values, layer_bias = np.float32(WEIGHT), np.float32(bias(neurons))
-    by_class = np.arange(neurons, dtype=np.int32).reshape(_COPIES, classes).T  # (classes, copies): the inputs of a class
+    values, layer_bias = np.asarray(WEIGHT, np.float32), np.asarray(bias(neurons), np.float32)
+    by_class = (
+        np.arange(neurons, dtype=np.int32).reshape(_COPIES, classes).T
+    )  # (classes, copies): the inputs of a class
     for number in range(count):
         if number and number % group == 0:
             by_class = generator.permutation(neurons).astype(np.int32).reshape(_COPIES, classes).T

@@ -1,6 +1,7 @@
 """What a run tells people and programs: progress bars, the result table, JSON, plots."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -28,7 +29,7 @@ class Report:
         features: Number of input features.
         inputs: Where the features came from.
         edges: Stored edges of the original network.
-        device: The device, as JAX names it.
+        device: What ran it: the GPU, or the processor and its cores.
         backend: Back end that ran: cuda, cpu or xla.
         compress: The --compress setting.
         versions: Of Python, this package, jax, jaxlib and NumPy.
@@ -114,6 +115,18 @@ def rate(edges_per_second: float) -> str:
     return f"{edges_per_second / scale:.4g} {unit}"
 
 
+def device() -> str:
+    """The device that JAX runs on: a GPU as JAX names it, or the processor and how many cores this process may use."""
+    kind = jax.devices()[0].device_kind
+    if kind != "cpu":
+        return kind
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{next(models, platform.machine())}, {cores} cores"
+
+
 def versions() -> dict[str, str]:
     """Versions of what a figure depends on."""
     import spdnn_jax
@@ -121,7 +134,7 @@ def versions() -> dict[str, str]:
     return {
         "spdnn_jax": spdnn_jax.__version__,
         "jax": jax.__version__,
-        "jaxlib": jax.lib.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
         "numpy": np.__version__,
         "python": platform.python_version(),
     }

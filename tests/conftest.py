@@ -1,5 +1,6 @@
 """Fixtures: strict JAX settings, networks of every kind, and the rule for tests that need a GPU."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def random_layer(
         bias: "vector", "scalar", or "negative" (a scalar below zero).
     """
     patterns = generator.random((inputs, max(1, outputs // grouped))) < density
-    pattern = patterns[:, generator.integers(patterns.shape[1], size=outputs)] if outputs else patterns[:, :0]
+    chosen = generator.integers(patterns.shape[1], size=outputs) if grouped > 1 else np.arange(outputs)
+    pattern = patterns[:, chosen]
     values = np.full(pattern.shape, 0.25) if one_value else generator.normal(size=pattern.shape)
     values[values == 0] = 1
     layer_bias = {
@@ -66,12 +68,10 @@ def random_layer(
     return SparseLayer.from_dense(np.where(pattern, values, 0), layer_bias)
 
 
-def random_network(
-    seed: int, widths: list[int], cap: float | None = 32.0, **layer_options: object
-) -> SparseNetwork:
+def random_network(seed: int, widths: list[int], cap: float | None = 32.0, **layer_options: object) -> SparseNetwork:
     """A network of `random_layer` layers with the given widths."""
     generator = np.random.default_rng(seed)
-    layers = [random_layer(generator, a, b, **layer_options) for a, b in zip(widths, widths[1:], strict=False)]  # pyright: ignore[reportArgumentType]
+    layers = [random_layer(generator, a, b, **layer_options) for a, b in itertools.pairwise(widths)]  # pyright: ignore[reportArgumentType]
     return SparseNetwork(tuple(layers), cap=cap)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse
@@ -25,8 +26,8 @@ def test_every_source_gives_the_same_layer(seed: int, inputs: int, outputs: int,
         lambda: SparseLayer.from_dense(dense, 0.5),
         lambda: SparseLayer.from_scipy(scipy.sparse.csr_array(dense), 0.5),
         lambda: SparseLayer.from_scipy(scipy.sparse.coo_matrix(dense), 0.5),
-        lambda: SparseLayer.from_bcoo(sparse.BCOO.fromdense(dense), 0.5),
-        lambda: SparseLayer.from_bcoo(sparse.BCSR.fromdense(dense), 0.5),
+        lambda: SparseLayer.from_bcoo(sparse.BCOO.fromdense(jnp.asarray(dense)), 0.5),
+        lambda: SparseLayer.from_bcoo(sparse.BCSR.fromdense(jnp.asarray(dense)), 0.5),
     ]
     layer = sources[kind]()
     assert layer.shape == (inputs, outputs)
@@ -36,7 +37,7 @@ def test_every_source_gives_the_same_layer(seed: int, inputs: int, outputs: int,
 def test_padding_of_bcoo_is_no_edge() -> None:
     """A BCOO with nse beyond its entries pads with indices out of bounds."""
     dense = np.eye(3, dtype=np.float32)
-    layer = SparseLayer.from_bcoo(sparse.BCOO.fromdense(dense, nse=7))
+    layer = SparseLayer.from_bcoo(sparse.BCOO.fromdense(jnp.asarray(dense), nse=7))
     assert layer.edges == 3
 
 

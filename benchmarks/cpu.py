@@ -1,0 +1,153 @@
+"""1024 x 120 on the CPU, beside SciPy, SuiteSparse and dense JAX: one run, one machine, the same data.
+
+    python benchmarks/cpu.py [--output=benchmarks/results/cpu.json]
+
+Timed: from the input in memory (in each contender's own form) to the categories. Dead features are dropped after every
+layer by ours, by SciPy and by SuiteSparse; a dense chain under jit has static shapes and cannot. Weights are generated
+(radixnet), inputs are digits (scikit-learn's), float32 throughout.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spdnn_jax import build_plan, challenge, features, ops, radixnet, report
+
+NEURONS, LAYERS, FEATURES = 1024, 120, challenge.FEATURES
+DENSE_FEATURES = 6000  # the dense chain is slow: timed on a tenth of the features, its seconds times ten
+
+
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """Median time of a function, after one call that is not timed."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def scipy_chain(y0: np.ndarray, weights: list[Any], bias: float) -> Callable[[], np.ndarray]:
+    """CSR times dense in float32, rows as neurons: SciPy's fastest form; dead features dropped after every layer."""
+    start = np.ascontiguousarray(y0.T, np.float32)
+
+    def run() -> np.ndarray:
+        y, live = start, np.arange(y0.shape[0])
+        for weight in weights:
+            y = weight @ y
+            y += np.float32(bias)
+            np.clip(y, 0, 32, out=y)
+            alive = y.any(axis=0)
+            if not alive.all():
+                y, live = y[:, alive], live[alive]
+        return live
+
+    return run
+
+
+def graphblas_chain(y0: np.ndarray, weights: list[Any], bias: float) -> Callable[[], np.ndarray] | None:
+    """SuiteSparse:GraphBLAS with sparse activations, as its Graph Challenge entries do; None where not installed."""
+    try:
+        gb: Any = importlib.import_module("graphblas")
+    except ImportError:
+        return None
+    rows, columns = np.nonzero(y0)
+    start = gb.Matrix.from_coo(rows, columns, np.float32(1), nrows=y0.shape[0], ncols=y0.shape[1], dtype=gb.dtypes.FP32)
+    matrices = [gb.io.from_scipy_sparse(weight.T.tocsr()) for weight in weights]
+
+    def run() -> np.ndarray:
+        y = start
+        for matrix in matrices:
+            y = gb.semiring.plus_times(y @ matrix).new(gb.dtypes.FP32)
+            y = gb.op.plus(y, np.float32(bias)).new()
+            y = gb.select.value(y > 0).new()
+            y = gb.op.min(y, np.float32(32)).new()
+        return y.reduce_rowwise(gb.monoid.any).new().to_coo()[0]
+
+    return run
+
+
+def dense_chain(y0: np.ndarray, weights: list[Any], bias: float) -> Callable[[], Any]:
+    """What a JAX user would write: float32 matrix products in a scan."""
+    stacked = jnp.asarray(np.stack([weight.T.toarray() for weight in weights]))
+
+    @jax.jit
+    def run(y: jax.Array, stacked: jax.Array) -> jax.Array:
+        def step(y: jax.Array, weight: jax.Array) -> tuple[jax.Array, None]:
+            return jnp.clip(y @ weight + bias, 0, 32), None
+
+        return jax.lax.scan(step, y, stacked)[0].any(axis=1)
+
+    y = jnp.asarray(y0, jnp.float32)
+    return lambda: jax.block_until_ready(run(y, stacked))
+
+
+def main() -> None:
+    """Measures, prints a table and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="benchmarks/results/cpu.json")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    y0 = features.digits(NEURONS, FEATURES)
+    layers = list(radixnet.layers(NEURONS, LAYERS))
+    weights = [layer.to_scipy().T.tocsr() for layer in layers]
+    bias = radixnet.bias(NEURONS)
+
+    plan_seconds = median_seconds(lambda: build_plan(layers), arguments.repeats)
+    plan = build_plan(layers)
+    on_device = jax.device_put(y0)
+    alive, active = ops.categories_and_active(plan, on_device)
+    ids = np.flatnonzero(np.asarray(alive))
+    seconds = {
+        "spdnn_jax": median_seconds(
+            lambda: jax.block_until_ready(ops.categories_and_active(plan, on_device)), arguments.repeats
+        )
+    }
+    scipy_run = scipy_chain(y0, weights, bias)
+    np.testing.assert_array_equal(scipy_run(), ids)
+    seconds["SciPy CSR, float32, same pruning"] = median_seconds(scipy_run, 1)
+    if graphblas_run := graphblas_chain(y0, weights, bias):
+        np.testing.assert_array_equal(graphblas_run(), ids)
+        seconds["SuiteSparse:GraphBLAS"] = median_seconds(graphblas_run, 1)
+    dense_run = dense_chain(y0[:DENSE_FEATURES], weights, bias)
+    np.testing.assert_array_equal(np.flatnonzero(dense_run()), ids[ids < DENSE_FEATURES])
+    seconds["dense jnp float32 (a tenth of the features, times ten)"] = 10 * median_seconds(dense_run, 1)
+
+    edges = np.asarray(plan.layer_edges)
+    multiplied = challenge.active_edges(FEATURES, edges, np.asarray(active))
+    result = {
+        "network": f"{NEURONS} x {LAYERS}, radixnet weights, --compress=none",
+        "features": f"{FEATURES} digits",
+        "device": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "versions": report.versions(),
+        "command": "python benchmarks/cpu.py",
+        "timed": "input in memory to categories; median of "
+        f"{arguments.repeats} (ours), one run after one warm-up (the others)",
+        "seconds": seconds,
+        "active_edges": multiplied,
+        "nominal_edges": challenge.nominal_edges(FEATURES, edges),
+        "plan_seconds": plan_seconds,
+        "plan_edges_per_second": plan.edges / plan_seconds,
+    }
+    report.write_json(arguments.output, result)
+    for name, value in seconds.items():
+        ratio = value / seconds["spdnn_jax"]
+        print(f"{name:<55} {value:8.3f} s  {multiplied / value / 1e9:7.2f} active GE/s  {ratio:6.1f} x ours")
+    print(f"plan: {plan.edges / plan_seconds / 1e6:.0f} M edges/s")
+    print(f"wrote {Path(arguments.output)}: {json.dumps(result['versions'])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The official TSV files: reading, and what is said of files that are wrong."""
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spdnn_jax import official_files, radixnet
+from spdnn_jax.network import NetworkFile
+
+NEURONS = 64
+
+
+def layer_lines(number: int = 1) -> list[str]:
+    layer = list(radixnet.layers(NEURONS, number))[-1]
+    outputs = np.repeat(np.arange(NEURONS), np.diff(layer.indptr))
+    return [f"{i + 1}\t{j + 1}\t0.0625\n" for i, j in zip(layer.indices, outputs, strict=True)]
+
+
+def write_network(folder: Path, layers: int = 3) -> Path:
+    network = folder / f"neuron{NEURONS}"
+    network.mkdir()
+    for number in range(1, layers + 1):
+        (network / f"n{NEURONS}-l{number}.tsv").write_text("".join(layer_lines(number)))
+    return network
+
+
+def write_archive(folder: Path, names: list[str]) -> Path:
+    path = folder / f"neuron{NEURONS}.tar.gz"
+    content = "".join(layer_lines()).encode()
+    with tarfile.open(path, "w:gz") as archive:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_reads_a_network(tmp_path: Path, packed: bool) -> None:
+    network = write_network(tmp_path)
+    if packed:
+        with tarfile.open(tmp_path / f"neuron{NEURONS}.tar.gz", "w:gz") as archive:
+            archive.add(network, arcname=network.name)
+        for file in network.iterdir():
+            file.unlink()
+    for read, expected in zip(official_files.layers(tmp_path, NEURONS, 3), radixnet.layers(NEURONS, 3), strict=True):
+        read.validate()
+        np.testing.assert_array_equal(read.indices, expected.indices)
+        np.testing.assert_array_equal(read.indptr, expected.indptr)
+        assert read.values.shape == ()
+
+
+def test_order_of_lines_does_not_matter_and_weights_may_differ(tmp_path: Path) -> None:
+    lines = layer_lines()
+    lines[5] = lines[5].replace("0.0625", "-2.5")
+    shuffled = np.random.default_rng(0).permutation(lines)
+    path = tmp_path / "layer.tsv"
+    path.write_text("".join(shuffled))
+    layer = official_files.read_layer(path, NEURONS)
+    layer.validate()
+    assert layer.values[5] == -2.5
+    np.testing.assert_array_equal(layer.indices, next(radixnet.layers(NEURONS, 1)).indices)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [], r"the file is empty"),
+        (lambda lines: lines[:-1], rf"line {NEURONS * 32 - 1}: output neuron {NEURONS} has 31 edges"),
+        (lambda lines: [*lines[:-1], "64\t6"], rf"line {NEURONS * 32}: expected two whole numbers"),
+        (lambda lines: [*lines[:9], "cat\t1\t0.0625\n", *lines[10:]], r"line 10: expected .*found 'cat"),
+        (lambda lines: [*lines[:9], "1\t1\t\n", *lines[10:]], r"line 10: expected two whole numbers"),
+        (lambda lines: [*lines[:9], "0\t1\t0.0625\n", *lines[10:]], r"line 10: neuron 0 .*count from 1"),
+        (lambda lines: [*lines[:9], "65\t1\t0.0625\n", *lines[10:]], r"line 10: neuron 65 .*network of 64 neurons"),
+        (lambda lines: [*lines[:9], "-4\t1\t0.0625\n", *lines[10:]], r"line 10: neuron -4"),
+        (lambda lines: [*lines[:9], "99999999999\t1\t1\n", *lines[10:]], r"line 10: expected two whole numbers"),
+        (lambda lines: [*lines[:9], "1\t1\tnan\n", *lines[10:]], r"line 10: the weight nan is not a finite number"),
+        (lambda lines: [*lines[:9], lines[8], *lines[10:]], r"line 10: the edge stands in the file twice"),
+    ],
+)
+def test_a_malformed_layer_is_named(tmp_path: Path, change: object, message: str) -> None:
+    path = tmp_path / "n64-l1.tsv"
+    path.write_text("".join(change(layer_lines())))  # pyright: ignore[reportCallIssue]
+    with pytest.raises(ValueError, match=message) as caught:
+        official_files.read_layer(path, NEURONS)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_layer_of_another_network_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "layer.tsv"
+    path.write_text("".join(layer_lines()))
+    with pytest.raises(ValueError, match="of 128 neurons"):
+        official_files.read_layer(path, 128)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"neither neuron64/n64-l1\.tsv nor neuron64\.tar\.gz"):
+        list(official_files.layers(tmp_path, NEURONS, 1))
+    write_network(tmp_path, layers=2)
+    with pytest.raises(FileNotFoundError, match=r"n64-l3\.tsv is missing"):
+        list(official_files.layers(tmp_path, NEURONS, 3))
+    with pytest.raises(FileNotFoundError, match=r"sparse-images-64\.tsv"):
+        official_files.features(tmp_path, NEURONS, 10)
+
+
+@pytest.mark.parametrize("name", ["../n64-l1.tsv", "/tmp/n64-l1.tsv", "neuron64/../../n64-l1.tsv"])
+def test_an_archive_that_points_outside_is_refused(tmp_path: Path, name: str) -> None:
+    write_archive(tmp_path, [f"neuron{NEURONS}/n{NEURONS}-l1.tsv", name])
+    with pytest.raises(ValueError, match="points outside its folder"):
+        list(official_files.layers(tmp_path, NEURONS, 1))
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "bits"])
+def test_a_corrupt_archive_is_named(tmp_path: Path, damage: str) -> None:
+    path = write_archive(tmp_path, [f"neuron{NEURONS}/n{NEURONS}-l{k}.tsv" for k in (1, 2)])
+    content = bytearray(path.read_bytes())
+    if damage == "bits":
+        content[len(content) // 2] ^= 0xFF
+    path.write_bytes({"cut": content[: len(content) // 2], "noise": b"no gzip at all", "bits": content}[damage])
+    with pytest.raises(ValueError, match=r"neuron64\.tar\.gz: the archive is corrupt or cut short"):
+        list(official_files.layers(tmp_path, NEURONS, 2))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_reads_inputs(tmp_path: Path, suffix: str) -> None:
+    text = b"1\t3\t1\n1\t64\t1\n3\t1\t1\n4\t9\t1\n"
+    (tmp_path / f"sparse-images-64.tsv{suffix}").write_bytes(gzip.compress(text) if suffix else text)
+    features = official_files.features(tmp_path, NEURONS, 3)
+    expected = np.zeros((3, NEURONS), np.uint8)
+    expected[[0, 0, 2], [2, 63, 0]] = 1
+    np.testing.assert_array_equal(features, expected)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"1\t0\t1\n", "line 1: pixel 0"),
+        (b"1\t1\t1\n1\t65\t1\n", "line 2: pixel 65"),
+        (b"1\t1\t1\nx\t65\t1\n", "line 2: expected"),
+        (b"", "the file is empty"),
+    ],
+)
+def test_malformed_inputs_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "sparse-images-64.tsv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        official_files.features(tmp_path, NEURONS, 2)
+
+
+def test_corrupt_packed_inputs_are_named(tmp_path: Path) -> None:
+    packed = gzip.compress(b"".join(b"%d\t1\t1\n" % k for k in range(1, 5000)))
+    (tmp_path / "sparse-images-64.tsv.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(ValueError, match="corrupt or cut short"):
+        official_files.features(tmp_path, NEURONS, 2)
+
+
+def test_convert_writes_what_layers_reads(tmp_path: Path) -> None:
+    write_network(tmp_path)
+    done = []
+    official_files.convert(tmp_path, NEURONS, 3, tmp_path / "network.safetensors", done.append)
+    assert done == [1, 2, 3]
+    converted = NetworkFile(tmp_path / "network.safetensors")
+    assert (len(converted), converted.cap) == (3, 32.0)
+    for ours, theirs in zip(converted, official_files.layers(tmp_path, NEURONS, 3), strict=True):
+        np.testing.assert_array_equal(ours.indices, theirs.indices)
+        assert ours.values == theirs.values
+        assert ours.bias == theirs.bias

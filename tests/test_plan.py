@@ -1,0 +1,163 @@
+"""Plans: the layout that the native builder makes, saving, and what is said of layers that do not fit."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, infer, layout, radixnet
+from tests.conftest import dense_reference, random_network
+
+
+def test_figures_of_a_challenge_network() -> None:
+    plan = build_plan(radixnet.layers(1024, 7))
+    assert (plan.layers, plan.inputs, plan.outputs, plan.cap) == (7, 1024, 1024, 32.0)
+    assert plan.edges == 7 * 32768
+    np.testing.assert_array_equal(plan.layer_edges, [32768] * 7)
+    runs = plan.table.runs
+    assert (runs["value_offset"] < 0).all(), "one weight serves all edges: none is stored"
+    assert set(runs["group_outputs"]) == {16, 32}, "the last layer of a group has sets of 32 equal outputs"
+    assert plan.nbytes < 7 * 1024 * 16, "an index serves a group"
+    assert "1024 -> 1024" in plan.summary()
+
+
+def test_outputs_without_common_inputs_make_groups_of_one() -> None:
+    plan = build_plan(random_network(0, [200, 100], density=0.1))
+    assert set(plan.table.runs["group_outputs"]) == {1}
+
+
+@pytest.mark.parametrize("outputs", [1, 2, 13, 31, 32, 33, 64, 100])
+def test_a_set_of_outputs_is_cut_into_powers_of_two(outputs: int) -> None:
+    """13 outputs of one set of inputs become groups of 8, 4 and 1; none is padded."""
+    network = SparseNetwork((SparseLayer.from_dense(np.ones((3, outputs)), np.arange(outputs) * 0.01),))
+    runs = build_plan(network).table.runs
+    assert (runs["groups"] * runs["group_outputs"]).sum() == outputs
+    assert sorted(np.repeat(runs["group_outputs"], runs["groups"]).tolist(), reverse=True) == [
+        *[32] * (outputs // 32),
+        *[1 << b for b in range(4, -1, -1) if outputs % 32 & 1 << b],
+    ]
+
+
+def test_indices_are_16_bit_only_where_they_fit() -> None:
+    wide, edge = random_network(0, [65537, 3], density=0.001), random_network(0, [65536, 3], density=0.001)
+    assert build_plan(wide).table.layers["index_bits"].tolist() == [32]
+    assert build_plan(edge).table.layers["index_bits"].tolist() == [16]
+
+
+@pytest.mark.parametrize(
+    ("biases", "prunable"),
+    [([-1, -1, -1], [1, 1, 1]), ([-1, 0.5, -1], [0, 1, 1]), ([0.5, 0, 0], [1, 1, 1]), ([-1, -1, 0.1], [0, 0, 1])],
+)
+def test_features_may_die_only_where_no_later_bias_is_positive(biases: list[float], prunable: list[int]) -> None:
+    network = SparseNetwork(tuple(SparseLayer.from_dense(np.eye(4), bias) for bias in biases))
+    assert build_plan(network).table.layers["prunable"].tolist() == prunable
+
+
+def test_long_rows_are_padded_little() -> None:
+    """Rows of many lengths must neither make a run each nor be padded to the longest."""
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(0, 5000, 400)
+    dense = np.zeros((5000, 400))
+    for column, length in enumerate(lengths):
+        dense[generator.choice(5000, length, replace=False), column] = generator.normal(size=length)
+    plan = build_plan(SparseNetwork((SparseLayer.from_dense(dense, -0.1),)))
+    runs = plan.table.runs
+    assert len(runs) < 100
+    stored = (runs["groups"] * runs["edges"] * runs["group_outputs"]).sum()
+    assert stored < 1.13 * plan.edges + 4 * 400
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_threads_do_not_change_the_plan(threads: int) -> None:
+    network = random_network(3, [50, 60, 70, 40, 30, 50], grouped=4)
+    np.testing.assert_array_equal(build_plan(network, threads=threads).words, build_plan(network, threads=3).words)
+
+
+def test_progress_counts_layers() -> None:
+    seen: list[int] = []
+    build_plan(radixnet.layers(64, 5), progress=seen.append)
+    assert seen == [1, 2, 3, 4, 5]
+
+
+def test_bad_layers_are_named() -> None:
+    good = SparseLayer.from_dense(np.ones((4, 4)))
+    nan = SparseLayer(good.indptr, good.indices, np.full(16, np.nan, np.float32), good.bias, 4)
+    outside = SparseLayer(good.indptr, np.asarray(good.indices) + 1, good.values, good.bias, 4)
+    falling = SparseLayer(good.indptr, np.asarray(good.indices)[::-1], good.values, good.bias, 4)
+    narrow = SparseLayer.from_dense(np.ones((3, 4)))
+    short = SparseLayer(good.indptr, good.indices, np.ones(5, np.float32), good.bias, 4)
+    with pytest.raises(ValueError, match="layer 2: weight 0 is not finite"):
+        build_plan([good, nan])
+    with pytest.raises(ValueError, match="layer 3: output neuron 0 reads input neuron 4, but there are 4"):
+        build_plan([good, good, outside])
+    with pytest.raises(ValueError, match="layer 1: the inputs of output neuron 0 are not ascending"):
+        build_plan([falling])
+    with pytest.raises(ValueError, match="layer 2: has 3 inputs, but the layer before has 4 outputs"):
+        build_plan([good, narrow])
+    with pytest.raises(ValueError, match="values must hold one entry, or one for each edge"):
+        build_plan([short])
+    with pytest.raises(ValueError, match="at least one layer"):
+        build_plan([])
+    with pytest.raises(ValueError, match="cap must be positive"):
+        build_plan([good], cap=-1)
+
+
+def test_a_failing_source_of_layers_is_heard() -> None:
+    """The builder's threads must not swallow, or wait for ever on, an error of the iterator."""
+
+    def breaks() -> object:
+        yield SparseLayer.from_dense(np.ones((4, 4)))
+        raise OSError("disk on fire")
+
+    with pytest.raises(OSError, match="disk on fire"):
+        build_plan(breaks())  # pyright: ignore[reportArgumentType]
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    network = random_network(1, [20, 30, 10], cap=1.0)
+    plan = build_plan(network)
+    plan.save(tmp_path / "plan.safetensors")
+    again = Plan.load(tmp_path / "plan.safetensors")
+    assert again.table == plan.table
+    y0 = np.random.default_rng(0).random((9, 20), np.float32)
+    np.testing.assert_allclose(infer(again, y0), dense_reference(network, y0), atol=1e-5)
+    (tmp_path / "other").write_bytes(b"something else")
+    with pytest.raises(ValueError, match="not a plan file"):
+        Plan.load(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda words: words[:-4], "holds .* words, its header says"),
+        (lambda words: words[:20], "cut short"),
+        (lambda words: words[:3], "not a plan"),
+        (lambda words: np.concatenate([[99, 0], words[2:]]).astype(np.uint32), "version 99"),
+    ],
+)
+def test_damaged_words_are_refused(damage: object, message: str) -> None:
+    words = np.asarray(build_plan(random_network(1, [20, 30, 10])).words)
+    with pytest.raises(ValueError, match=message):
+        Plan.from_words(damage(words))  # pyright: ignore[reportCallIssue]
+
+
+def test_native_code_refuses_records_that_lie() -> None:
+    """A wrong offset must end in an error, not in a read outside the plan."""
+    plan = build_plan(random_network(1, [20, 30, 10]))
+    for name, value in (("index_offset", 1 << 40), ("groups", 1 << 30), ("group_outputs", 3), ("value_offset", 2)):
+        table = layout.PlanTable(np.asarray(plan.words))
+        table.runs[name][0] = value
+        table.records = np.concatenate([table.records[: -table.runs.view(np.int64).size], table.runs.view(np.int64)])
+        table._digest = str((name, value)).encode()
+        with pytest.raises(jax.errors.JaxRuntimeError, match="spdnn_jax: "):
+            jax.block_until_ready(infer(Plan(plan.words, table), jnp.zeros((1, 20))))
+
+
+def test_a_plan_is_one_argument() -> None:
+    """1,920 layers must not become 10,000 arguments of a jitted function."""
+    plan = build_plan(radixnet.layers(64, 1920))
+    assert len(jax.tree.leaves(plan)) == 1
+    assert hash(plan.table) == hash(build_plan(radixnet.layers(64, 1920)).table)
+    assert plan.table != build_plan(radixnet.layers(64, 1919)).table

@@ -1,0 +1,145 @@
+"""The report of a run: its figures, the table, JSON, plots, progress."""
+
+from pathlib import Path
+
+import pytest
+
+from spdnn_jax import report
+
+
+def make_report(**changes: object) -> report.Report:
+    """A run of three layers of 10, 20 and 30 edges in two seconds."""
+    fields: dict[str, object] = {
+        "network": "8 x 3, radixnet weights",
+        "neurons": 8,
+        "layers": 3,
+        "features": 100,
+        "inputs": "random",
+        "edges": 60,
+        "device": "a processor, 2 cores",
+        "backend": "cpu",
+        "compress": "none",
+        "versions": {"jax": "1.2.3"},
+        "command": "spdnn --neurons=8",
+        "seconds": {"read": 0.25, "compile": 0.5, "inference": 2.0},
+        "inference_seconds": [1.0, 2.0, 3.0],
+        "active": [50, 5, 0],
+        "layer_edges": [10, 20, 30],
+        "categories": 0,
+    }
+    return report.Report(**(fields | changes))  # pyright: ignore[reportArgumentType]
+
+
+def test_edges_per_second() -> None:
+    """Active edges count the features *before* each layer: the first layer multiplies those of all features."""
+    result = make_report()
+    assert result.nominal_edges_per_second == 100 * 60 / 2
+    assert result.active_edges_per_second == (100 * 10 + 50 * 20 + 5 * 30) / 2
+
+
+def test_table_says_what_was_measured() -> None:
+    lines = dict(line.split("  ", 1) for line in make_report(check="as it should be").table().splitlines())
+    rows = {name.strip(): text.strip() for name, text in lines.items()}
+    assert rows["network"] == "8 x 3, radixnet weights: 60 edges"
+    assert rows["back end"] == "cpu on a processor, 2 cores, --compress=none"
+    assert rows["read"] == "0.25 s"
+    assert rows["inference"] == "2 s, median of 3: device-resident input to categories"
+    assert rows["after layer 1"] == "50 active"
+    assert rows["after layer 3"] == "0 active"
+    assert rows["check"] == "as it should be"
+    assert "truth" not in rows
+
+
+@pytest.mark.parametrize(
+    ("layers", "shown"),
+    [
+        (1, [1]),
+        (3, [1, 3]),
+        (25, [1, 10, 20, 25]),
+        (120, [1, *range(10, 121, 10)]),
+        (1920, [1, 10, 20, 30, 40, 50, *range(160, 1921, 160)]),
+    ],
+)
+def test_shown_layers(layers: int, shown: list[int]) -> None:
+    assert report.shown_layers(layers) == shown
+
+
+@pytest.mark.parametrize(
+    ("edges_per_second", "text"),
+    [(2.5e8, "0.25 GE/s"), (69.12e9, "69.12 GE/s"), (999e9, "999 GE/s"), (2.1e13, "21 TE/s")],
+)
+def test_rate(edges_per_second: float, text: str) -> None:
+    assert report.rate(edges_per_second) == text
+
+
+def test_json_holds_every_field_and_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    result = make_report(seconds={"inference": 1 / 3})
+    result.write(path)
+    assert report.read_reports([path]) == [vars(result)]
+    assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_file_may_hold_many_reports(tmp_path: Path) -> None:
+    one, many = tmp_path / "one.json", tmp_path / "many.json"
+    make_report(features=1).write(one)
+    report.write_json(many, [vars(make_report(features=features)) for features in (2, 3)])
+    assert [content["features"] for content in report.read_reports([one, many])] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "{}", '{"network": "x"}', "1\n2\n"])
+def test_what_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"{path}.*--report_out"):
+        report.read_reports([path])
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    with pytest.raises(TypeError):
+        report.write_json(path, {"a": object()})
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_plot_draws_active_features_and_multiplied_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    report.plot([vars(make_report())], tmp_path / "figure.png")
+    features, edges = (axis.lines[0] for axis in figures[0].axes)
+    assert features.get_ydata().tolist() == [50, 5, 0]
+    assert edges.get_ydata().tolist() == [100 * 10, 50 * 20, 5 * 30]
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_of_an_unknown_format_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not supported"):
+        report.plot([vars(make_report())], tmp_path / "figure.unknown")
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_bar_counts_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps report how many are done so far; a bar that added them up would pass 100%."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with report.progress_bar("working", 4) as progress:
+        for done in (1, 2, 4):
+            progress(done)
+        bar = progress.bar  # pyright: ignore[reportFunctionMemberAccess]
+        assert (bar.n, bar.total) == (4, 4)
+    assert "working" in capsys.readouterr().err
+
+
+def test_progress_without_a_terminal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with report.progress_bar("working", 4) as progress:
+        progress(4)
+    captured = capsys.readouterr()
+    assert captured.err == "working ...\n"
+    assert captured.out == ""
+
+
+def test_device_and_versions_say_where_it_ran() -> None:
+    assert "cores" in report.device() or report.device().startswith("NVIDIA")
+    assert set(report.versions()) == {"spdnn_jax", "jax", "jaxlib", "numpy", "python"}
