@@ -11,7 +11,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -26,17 +25,23 @@ from spdnn_jax import build_plan, challenge, features, ops, radixnet, report
 
 NEURONS, LAYERS, FEATURES = 1024, 120, challenge.FEATURES
 DENSE_FEATURES = 6000  # the dense chain is slow: timed on a tenth of the features, its seconds times ten
+OURS, DENSE = "spdnn_jax", "dense jnp float32 (a tenth of the features, times ten)"
 
 
-def median_seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Median time of a function, after one call that is not timed."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+def time_in_turn(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every repeat, after one call of each that is not timed.
+
+    The contenders take turns, so that whatever else the machine does meets them all alike.
+    """
+    for run in contenders.values():
         run()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return times
 
 
 def scipy_chain(y0: np.ndarray, weights: list[Any], bias: float) -> Callable[[], np.ndarray]:
@@ -105,37 +110,39 @@ def main() -> None:
     weights = [layer.to_scipy().T.tocsr() for layer in layers]
     bias = radixnet.bias(NEURONS)
 
-    plan_seconds = median_seconds(lambda: build_plan(layers), arguments.repeats)
+    load = os.getloadavg()[0]
+    plan_seconds = statistics.median(time_in_turn({"plan": lambda: build_plan(layers)}, arguments.repeats)["plan"])
     plan = build_plan(layers)
     on_device = jax.device_put(y0)
     alive, active = ops.categories_and_active(plan, on_device)
     ids = np.flatnonzero(np.asarray(alive))
-    seconds = {
-        "spdnn_jax": median_seconds(
-            lambda: jax.block_until_ready(ops.categories_and_active(plan, on_device)), arguments.repeats
-        )
+    contenders: dict[str, Callable[[], Any]] = {
+        OURS: lambda: jax.block_until_ready(ops.categories_and_active(plan, on_device)),
+        "SciPy CSR, float32, same pruning": scipy_chain(y0, weights, bias),
     }
-    scipy_run = scipy_chain(y0, weights, bias)
-    np.testing.assert_array_equal(scipy_run(), ids)
-    seconds["SciPy CSR, float32, same pruning"] = median_seconds(scipy_run, 1)
     if graphblas_run := graphblas_chain(y0, weights, bias):
-        np.testing.assert_array_equal(graphblas_run(), ids)
-        seconds["SuiteSparse:GraphBLAS"] = median_seconds(graphblas_run, 1)
+        contenders["SuiteSparse:GraphBLAS"] = graphblas_run
+    for name, run in contenders.items():
+        if name != OURS:
+            np.testing.assert_array_equal(run(), ids, err_msg=name)
     dense_run = dense_chain(y0[:DENSE_FEATURES], weights, bias)
-    np.testing.assert_array_equal(np.flatnonzero(dense_run()), ids[ids < DENSE_FEATURES])
-    seconds["dense jnp float32 (a tenth of the features, times ten)"] = 10 * median_seconds(dense_run, 1)
+    np.testing.assert_array_equal(np.flatnonzero(dense_run()), ids[ids < DENSE_FEATURES], err_msg=DENSE)
+    times = time_in_turn(contenders | {DENSE: dense_run}, arguments.repeats)
+    times[DENSE] = [FEATURES / DENSE_FEATURES * value for value in times[DENSE]]
+    seconds = {name: statistics.median(values) for name, values in times.items()}
 
     edges = np.asarray(plan.layer_edges)
     multiplied = challenge.active_edges(FEATURES, edges, np.asarray(active))
     result = {
         "network": f"{NEURONS} x {LAYERS}, radixnet weights, --compress=none",
         "features": f"{FEATURES} digits",
-        "device": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
+        "device": report.device(),
         "versions": report.versions(),
         "command": "python benchmarks/cpu.py",
-        "timed": "input in memory to categories; median of "
-        f"{arguments.repeats} (ours), one run after one warm-up (the others)",
+        "timed": f"input in memory to categories; median of {arguments.repeats} in turn, after one warm-up each",
+        "load_before": load,
         "seconds": seconds,
+        "seconds_of_repeats": times,
         "active_edges": multiplied,
         "nominal_edges": challenge.nominal_edges(FEATURES, edges),
         "plan_seconds": plan_seconds,
@@ -143,8 +150,11 @@ def main() -> None:
     }
     report.write_json(arguments.output, result)
     for name, value in seconds.items():
-        ratio = value / seconds["spdnn_jax"]
-        print(f"{name:<55} {value:8.3f} s  {multiplied / value / 1e9:7.2f} active GE/s  {ratio:6.1f} x ours")
+        spread = f"{min(times[name]):.3f} .. {max(times[name]):.3f}"
+        ratio = value / seconds[OURS]
+        print(f"{name:<55} {value:8.3f} s ({spread})  {multiplied / value / 1e9:7.2f} active GE/s  {ratio:6.1f} x ours")
+    if load > 0.5:
+        print(f"the load was {load:.1f} before the start: take figures to report on an idle machine")
     print(f"plan: {plan.edges / plan_seconds / 1e6:.0f} M edges/s")
     print(f"wrote {Path(arguments.output)}: {json.dumps(result['versions'])}")
 

@@ -386,7 +386,11 @@ int64_t PlanBuilder::finish() {
       (sizeof(PlanHeader) + header_.layers * sizeof(PlanLayer) + header_.runs * sizeof(PlanRun)) / sizeof(uint32_t),
       kWordAlignment);
   int64_t first_run = 0;
-  for (BuiltLayer& built : built_) {
+  for (size_t l = 0; l < built_.size(); ++l) {
+    BuiltLayer& built = built_[l];
+    built.layer.first_word = words;
+    built.layer.words = static_cast<int64_t>(built.words.size());
+    built.layer.next_words = l + 1 < built_.size() ? static_cast<int64_t>(built_[l + 1].words.size()) : 0;
     built.layer.first_run = first_run;
     first_run += built.layer.runs;
     if (built.layer.bias_offset >= 0) built.layer.bias_offset += words;

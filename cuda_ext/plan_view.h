@@ -40,6 +40,7 @@ inline const char* check_plan(const PlanView& plan, int64_t words) {
     const PlanLayer& layer = plan.layers[l];
     if (layer.inputs != width) return "the widths of the plan's layers do not chain";
     width = layer.outputs;
+    if (!inside(layer.first_word, layer.words)) return "a layer's sections lie outside the plan";
     if (layer.bias_offset >= 0 && !inside(layer.bias_offset, layer.outputs)) return "a bias lies outside the plan";
     if (layer.index_bits != 16 && layer.index_bits != 32) return "a layer's indices have an unknown width";
     if (layer.first_run < 0 || layer.runs < 0 || layer.first_run > header.runs - layer.runs) {

@@ -79,7 +79,8 @@ class LayerShape:
 def layer_shape(table: PlanTable, layer: int) -> LayerShape:
     """The shape of a layer (counted from 0)."""
     record, runs = table.layers[layer].copy(), table.runs_of(layer).copy()
-    record["first_run"] = record["prunable"] = 0
+    for name in ("first_run", "first_word", "next_words", "prunable"):
+        record[name] = 0
     record["bias_offset"] = min(record["bias_offset"], 0)
     runs["index_offset"] = 0
     runs["value_offset"] = np.minimum(runs["value_offset"], 0)

@@ -104,6 +104,18 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
 
 
+@pytest.mark.parametrize("name", ["report.json", "figure.png"])
+def test_a_write_that_fails_at_the_end_leaves_nothing(tmp_path: Path, name: str) -> None:
+    """A folder of the target's name lets the content be written beside it, and refuses the last step."""
+    (tmp_path / name).mkdir()
+    with pytest.raises(OSError, match=name):
+        if name == "report.json":
+            make_report().write(tmp_path / name)
+        else:
+            report.plot([vars(make_report())], tmp_path / name)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
 def test_plot_draws_active_features_and_multiplied_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = []
     pyplot = pytest.importorskip("matplotlib.pyplot")

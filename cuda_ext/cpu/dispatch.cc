@@ -34,7 +34,8 @@ const Kernels* select_kernels(const char** error) {
   for (const Choice& choice : choices) {
     if (choice.supported && (!wanted || std::strcmp(wanted, choice.kernels->name) == 0)) return choice.kernels;
   }
-  *error = "SPDNN_CPU_KERNELS names no kernels that run on this processor: unset it, or choose baseline, avx2 or avx512";
+  *error =
+      "SPDNN_CPU_KERNELS names no kernels that run on this processor: unset it, or choose baseline, avx2 or avx512";
   return nullptr;
 }
 

@@ -8,24 +8,24 @@
 namespace spdnn::cpu {
 namespace {
 
+// A block of sums stays in registers: kSums vectors, as outputs x vectors of features. Full tiles take kVectors of
+// features, so that few weights are broadcast; narrow tiles take more outputs, so that few features are read twice.
 #if defined(__AVX512F__)
-constexpr int kLanes = 16;
-constexpr int kVectors = 4;  // vectors of features in registers: with 4 outputs, 16 of the 32 registers hold sums
+constexpr int kLanes = 16, kVectors = 4, kSums = 16;
 #elif defined(__AVX__)
-constexpr int kLanes = 8;
-constexpr int kVectors = 2;
+constexpr int kLanes = 8, kVectors = 2, kSums = 8;
 #else
-constexpr int kLanes = 4;
-constexpr int kVectors = 2;
+constexpr int kLanes = 4, kVectors = 2, kSums = 8;
 #endif
-constexpr int kOutputs = 4;  // outputs of a group that are summed at a time
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(float))));
-typedef uint32_t UnalignedBits __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(uint32_t)), may_alias));
+typedef uint32_t UnalignedBits
+    __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(uint32_t)), may_alias));
 
-// Where the weights of a group stand. A run of one weight is read with steps of 0 from an array of equal values, through
-// the same code as stored weights: every stored edge is multiplied, and the compiler cannot see that sums agree.
+// Where the weights of a group stand. A run of one weight is read with steps of 0 from an array of equal values,
+// through the same code as stored weights: every stored edge is multiplied, and the compiler cannot see that sums
+// agree.
 struct Weights {
   const float* first;
   int64_t edge_step;
@@ -35,11 +35,7 @@ struct Weights {
 template <int kR, int kV, typename Index>
 inline void compute_block(const RunTask& task, const Index* indices, int64_t chunk_step, const Weights& weights,
                           int64_t slot, int64_t slot_step, int64_t feature) {
-  Vector sums[kR][kV];
-  for (int r = 0; r < kR; ++r) {
-    const float bias = task.bias ? task.bias[slot + r * slot_step] : task.shared_bias;
-    for (int v = 0; v < kV; ++v) sums[r][v] = Vector{} + bias;
-  }
+  Vector sums[kR][kV] = {};
   const float* in = task.in + feature;
   const float* weight = weights.first;
   auto add_edge = [&](Index index, const float* edge_weights) {
@@ -57,14 +53,19 @@ inline void compute_block(const RunTask& task, const Index* indices, int64_t chu
     weight += weights.chunk_step;
   }
   for (int edge = 0; edge < task.edges % kEdgeChunk; ++edge) add_edge(indices[edge], weight + edge * weights.edge_step);
+  // The bias comes last: so a result has the bits that plain XLA operations give it, in the same order.
+  for (int r = 0; r < kR; ++r) {
+    const float bias = task.bias ? task.bias[slot + r * slot_step] : task.shared_bias;
+    for (int v = 0; v < kV; ++v) sums[r][v] += bias;
+  }
   UnalignedBits* nonzero = reinterpret_cast<UnalignedBits*>(task.nonzero + feature);
   const Vector zero{}, cap = zero + task.cap;
   for (int v = 0; v < kV; ++v) {
     Bits bits = nonzero[v];
     for (int r = 0; r < kR; ++r) {
       Vector y = sums[r][v];
-      y = y > zero ? y : zero;
-      y = y < cap ? y : cap;
+      y = zero > y ? zero : y;  // in this order a NaN stays one, as in jnp.maximum and numpy
+      y = y > cap ? cap : y;
       reinterpret_cast<Vector*>(task.out + (slot + r * slot_step) * task.stride + feature)[v] = y;
       bits |= (Bits)y;  // the bits as they are
     }
@@ -72,21 +73,29 @@ inline void compute_block(const RunTask& task, const Index* indices, int64_t chu
   }
 }
 
-template <int kR, typename Index>
+// Outputs of a group: as many at a time as there are registers, then the rest in halves.
+template <int kR, int kV, typename Index>
+inline void compute_outputs(const RunTask& task, const Index* indices, int64_t chunk_step, Weights weights,
+                            int64_t slot, int64_t slot_step, int64_t feature, int64_t outputs) {
+  for (; outputs >= kR; outputs -= kR) {
+    compute_block<kR, kV>(task, indices, chunk_step, weights, slot, slot_step, feature);
+    slot += kR * slot_step;
+    weights.first += kR;
+  }
+  if constexpr (kR > 1) {
+    compute_outputs<kR / 2, kV>(task, indices, chunk_step, weights, slot, slot_step, feature, outputs);
+  }
+}
+
+// Features of a group, from `feature` on: kV vectors at a time, then the rest in halves.
+template <int kV, typename Index>
 inline void compute_features(const RunTask& task, const Index* indices, int64_t chunk_step, const Weights& weights,
-                             int64_t slot, int64_t slot_step) {
-  int64_t feature = 0;
-  for (; feature + (kVectors - 1) * kLanes < task.features; feature += kVectors * kLanes) {
-    compute_block<kR, kVectors>(task, indices, chunk_step, weights, slot, slot_step, feature);
+                             int64_t slot, int64_t slot_step, int64_t feature) {
+  for (; feature + (kV - 1) * kLanes < task.features; feature += kV * kLanes) {
+    compute_outputs<kSums / kV, kV>(task, indices, chunk_step, weights, slot, slot_step, feature, task.group_outputs);
   }
-  if constexpr (kVectors > 2) {
-    if (feature + kLanes < task.features) {
-      compute_block<kR, 2>(task, indices, chunk_step, weights, slot, slot_step, feature);
-      feature += 2 * kLanes;
-    }
-  }
-  for (; feature < task.features; feature += kLanes) {
-    compute_block<kR, 1>(task, indices, chunk_step, weights, slot, slot_step, feature);
+  if constexpr (kV > 1) {
+    compute_features<kV / 2>(task, indices, chunk_step, weights, slot, slot_step, feature);
   }
 }
 
@@ -105,15 +114,8 @@ void compute_run(const RunTask& task) {
       if (task.values) {
         weights = {task.values + first_edge * task.group_outputs, task.group_outputs, chunk_step * task.group_outputs};
       }
-      int64_t slot = task.first_slot + slice * task.group_outputs + group;
-      int64_t left = task.group_outputs;
-      for (; left >= kOutputs; left -= kOutputs) {
-        compute_features<kOutputs>(task, indices, chunk_step, weights, slot, width);
-        slot += kOutputs * width;
-        weights.first += kOutputs;
-      }
-      if (left == 2) compute_features<2>(task, indices, chunk_step, weights, slot, width);
-      if (left == 1) compute_features<1>(task, indices, chunk_step, weights, slot, width);
+      const int64_t slot = task.first_slot + slice * task.group_outputs + group;
+      compute_features<kVectors>(task, indices, chunk_step, weights, slot, width, 0);
     }
   }
 }

@@ -1,8 +1,8 @@
 // The micro-kernels of the CPU back end: one run of one layer times one tile of features.
 //
-// A tile holds up to `stride` features as [neuron][stride]. One source, kernels.cc, is compiled once per instruction set.
-// It includes nothing of the C++ library: an inline function compiled for AVX-512 must never be the copy that the linker
-// keeps for everyone.
+// A tile holds up to `stride` features as [neuron][stride]. One source, kernels.cc, is compiled once per instruction
+// set. It includes nothing of the C++ library: an inline function compiled for AVX-512 must never be the copy that the
+// linker keeps for everyone.
 #pragma once
 
 #include <cstdint>
@@ -10,34 +10,34 @@
 namespace spdnn::cpu {
 
 struct RunTask {
-  const void* indices;   // uint16_t or uint32_t, as spdnn_layout.h lays them out
+  const void* indices;  // uint16_t or uint32_t, as spdnn_layout.h lays them out
   int index_bits;
-  const float* values;   // null: `value` for all edges
+  const float* values;  // null: `value` for all edges
   float value;
-  const float* bias;     // of slot 0 of the layer; null: `shared_bias`
+  const float* bias;  // of slot 0 of the layer; null: `shared_bias`
   float shared_bias;
   int64_t group_outputs;
-  int64_t edges;         // of a group; need not be a multiple of 4 where there is one group
+  int64_t edges;  // of a group; need not be a multiple of 4 where there is one group
   int64_t groups;
   int64_t first_slot;
   float cap;
-  const float* in;       // 64-byte aligned
-  float* out;            // 64-byte aligned
-  int64_t stride;        // features in a row of `in` and `out`
-  int64_t features;      // features to compute, rounded up to the vector width by the kernel
-  uint32_t* nonzero;     // (stride): bits of all results of a feature, or-ed
+  const float* in;    // 64-byte aligned
+  float* out;         // 64-byte aligned
+  int64_t stride;     // features in a row of `in` and `out`
+  int64_t features;   // features to compute, rounded up to the vector width by the kernel
+  uint32_t* nonzero;  // (stride): bits of all results of a feature, or-ed
 };
 
 using RunKernel = void (*)(const RunTask&);
 
 struct Kernels {
   const char* name;
-  int lanes;      // floats in a vector
+  int lanes;  // floats in a vector
   RunKernel run;
 };
 
-// The kernels for this processor, or those that the environment variable SPDNN_CPU_KERNELS names. Null, with `error` set,
-// where it names none that runs here.
+// The kernels for this processor, or those that the environment variable SPDNN_CPU_KERNELS names. Null, with `error`
+// set, where it names none that runs here.
 const Kernels* select_kernels(const char** error);
 
 }  // namespace spdnn::cpu

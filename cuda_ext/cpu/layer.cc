@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
+#include <numeric>
 
 #include "cpu/kernels.h"
 #include "cpu/tile.h"
@@ -10,21 +11,22 @@
 namespace spdnn::cpu {
 namespace {
 
-constexpr int64_t kStride = 64;
-
 const char* check_rows(const LayerCall& call) {
-  if (call.indptr[0] != 0 || call.indptr[call.outputs] != call.edges) return "indptr must rise from 0 to the number of edges";
+  if (call.indptr[0] != 0 || call.indptr[call.outputs] != call.edges)
+    return "indptr must rise from 0 to the number of edges";
   for (int64_t j = 0; j < call.outputs; ++j) {
     if (call.indptr[j + 1] < call.indptr[j]) return "indptr falls";
   }
   for (int64_t e = 0; e < call.edges; ++e) {
-    if (call.indices[e] < 0 || call.indices[e] >= call.inputs) return "an edge names an input neuron that does not exist";
+    if (call.indices[e] < 0 || call.indices[e] >= call.inputs)
+      return "an edge names an input neuron that does not exist";
   }
   return nullptr;
 }
 
 // A row is a group of one output in a slice of its own: there the layout's order is the order of the edges.
-void compute_tile(const LayerCall& call, const Kernels& kernels, const Tile& in, Tile& out, std::vector<uint32_t>& unused) {
+void compute_tile(const LayerCall& call, const Kernels& kernels, const Tile& in, int64_t stride, Tile& out,
+                  std::vector<uint32_t>& unused) {
   RunTask task{};
   task.index_bits = 32;
   task.group_outputs = task.groups = 1;
@@ -34,7 +36,7 @@ void compute_tile(const LayerCall& call, const Kernels& kernels, const Tile& in,
   task.cap = call.cap;
   task.in = in.buffer.data();
   task.out = out.buffer.data();
-  task.stride = kStride;
+  task.stride = stride;
   task.features = static_cast<int64_t>(in.features.size());
   task.nonzero = unused.data();
   for (int64_t j = 0; j < call.outputs; ++j) {
@@ -53,21 +55,24 @@ std::string run_layer(const LayerCall& call, int helpers, const ScheduleTask& sc
   const char* error = nullptr;
   const Kernels* kernels = select_kernels(&error);
   if (!kernels) return error;
-  const int64_t tiles = (call.features + kStride - 1) / kStride;
+  const int64_t stride = choose_stride(call.inputs + call.outputs, call.features, helpers + 1);
+  const int64_t tiles = (call.features + stride - 1) / stride;
   std::atomic<int64_t> next_tile{0};
   std::atomic<bool> out_of_memory{false};
   share_work(static_cast<int>(std::min<int64_t>(helpers, tiles - 1)), schedule, [&] {
     if (next_tile >= tiles) return;
     try {
-      Tile in(call.inputs * kStride), out(call.outputs * kStride);
-      std::vector<uint32_t> nonzero(kStride);
+      Tile in(call.inputs * stride), out(call.outputs * stride);
+      std::vector<uint32_t> nonzero(stride);
+      std::vector<int> columns;
       for (int64_t tile; (tile = next_tile++) < tiles;) {
-        const int64_t first = tile * kStride, count = std::min(kStride, call.features - first);
-        load_tile({call.y, InputType::kFloat32, call.inputs}, first, count, kStride, in);
-        compute_tile(call, *kernels, in, out, nonzero);
-        for (int64_t column = 0; column < count; ++column) {
-          store_row(out, column, kStride, nullptr, call.outputs, call.result + (first + column) * call.outputs);
-        }
+        const int64_t first = tile * stride, count = std::min(stride, call.features - first);
+        load_tile({call.y, InputType::kFloat32, call.inputs}, first, count, stride, in);
+        compute_tile(call, *kernels, in, stride, out, nonzero);
+        out.features = in.features;
+        columns.resize(count);
+        std::iota(columns.begin(), columns.end(), 0);
+        store_rows(out, columns, stride, nullptr, call.outputs, call.result);
       }
     } catch (const std::bad_alloc&) {
       out_of_memory = true;

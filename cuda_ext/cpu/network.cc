@@ -5,7 +5,6 @@
 #include <map>
 #include <mutex>
 #include <new>
-#include <optional>
 #include <utility>
 
 #include "cpu/kernels.h"
@@ -13,10 +12,7 @@
 namespace spdnn::cpu {
 namespace {
 
-constexpr int64_t kMemory = int64_t{64} << 20;      // of a thread
-constexpr int64_t kTileMemory = int64_t{16} << 20;  // of the two tiles a thread works on: a share of the last-level cache
-constexpr int64_t kMaxStride = 64;                  // features of a tile
-constexpr int64_t kMinStride = 16;                  // a vector of AVX-512
+constexpr int64_t kMemory = int64_t{64} << 20;  // of a thread
 
 int64_t widest(const PlanView& plan) {
   int64_t width = plan.header->inputs;
@@ -32,24 +28,25 @@ bool is_power_or_one_and_a_half(int64_t layer) {
 
 // What the threads share.
 struct Shared {
-  explicit Shared(const NetworkCall& network, const Kernels& selected) : call(network), kernels(selected) {
+  Shared(const NetworkCall& network, const Kernels& selected, int threads)
+      : call(network),
+        kernels(selected),
+        width(std::max<int64_t>(widest(call.plan), 1)),
+        stride(choose_stride(2 * width, call.features, threads)),
+        tiles((call.features + stride - 1) / stride) {
     const PlanView& plan = call.plan;
-    width = std::max<int64_t>(widest(plan), 1);
-    stride = kMaxStride;
-    while (stride > kMinStride && 2 * tile_bytes() > kTileMemory) stride /= 2;
-    // Small inputs: no more columns than features, and tiles enough for all threads.
-    const int64_t affordable = kMemory / tile_bytes() - 2;
+    const int64_t tile_bytes = width * stride * static_cast<int64_t>(sizeof(float));
+    const int64_t affordable = kMemory / tile_bytes - 2;  // beside the two tiles that the thread works on
     for (int64_t l = 0; l + 1 < plan.header->layers && static_cast<int64_t>(rooms_after.size()) < affordable; ++l) {
       if (plan.layers[l].prunable && is_power_or_one_and_a_half(l + 1)) rooms_after.push_back(l);
     }
   }
 
-  int64_t tile_bytes() const { return width * stride * static_cast<int64_t>(sizeof(float)); }
-
   const NetworkCall& call;
   const Kernels& kernels;
-  int64_t width = 0;
-  int64_t stride = 0;
+  const int64_t width;   // neurons of the widest layer
+  const int64_t stride;  // features of a tile
+  const int64_t tiles;
   std::vector<int64_t> rooms_after;  // layers that a waiting room follows
   std::atomic<int64_t> next_tile{0};
   std::atomic<bool> out_of_memory{false};
@@ -73,8 +70,7 @@ class Worker {
         active_(call_.plan.header->layers) {}
 
   void run() {
-    const int64_t tiles = (call_.features + stride_ - 1) / stride_;
-    for (int64_t tile; (tile = shared_.next_tile++) < tiles;) {
+    for (int64_t tile; (tile = shared_.next_tile++) < shared_.tiles;) {
       const int64_t first = tile * stride_;
       load_tile(call_.input, first, std::min(stride_, call_.features - first), stride_, in_);
       advance(0);
@@ -98,9 +94,7 @@ class Worker {
       const std::vector<int> live = live_columns();
       active_[l] += static_cast<int64_t>(live.size());
       if (l + 1 == layers) return store(live);
-      if (!call_.plan.layers[l].prunable) continue;
-      if (live.empty()) return;
-      if (!keep_full(l, live)) return;
+      if (call_.plan.layers[l].prunable && !keep_full(l, live)) return;
     }
   }
 
@@ -134,24 +128,30 @@ class Worker {
 
   const float* floats(int64_t offset) const { return reinterpret_cast<const float*>(call_.words + offset); }
 
+  bool is_live(size_t column) const { return (nonzero_[column] << 1) != 0; }  // -0.0 is zero
+
   std::vector<int> live_columns() const {
     std::vector<int> live;
     for (size_t column = 0; column < in_.features.size(); ++column) {
-      if (nonzero_[column] << 1) live.push_back(static_cast<int>(column));  // -0.0 is zero
+      if (is_live(column)) live.push_back(static_cast<int>(column));
     }
     return live;
   }
 
-  // Drops the dead columns after layer l where that saves work. False: the tile waits in a room.
+  // Drops the dead columns after layer l where that saves work. False: none is left, or the rest waits in a room.
   bool keep_full(int64_t l, const std::vector<int>& live) {
     const int64_t width = call_.plan.layers[l].outputs, count = static_cast<int64_t>(live.size());
     const bool has_room = std::binary_search(shared_.rooms_after.begin(), shared_.rooms_after.end(), l);
-    if (has_room && count <= stride_ / 2) return wait(l, live, width);
-    const int64_t lanes = shared_.kernels.lanes;
-    const int64_t vectors = (static_cast<int64_t>(in_.features.size()) + lanes - 1) / lanes;
-    if ((count + lanes - 1) / lanes < vectors) move_columns(in_, live, width, stride_, 0, in_);
+    const bool waits = has_room && count <= stride_ / 2;
+    if (!waits && vectors(count) == vectors(static_cast<int64_t>(in_.features.size()))) return true;
+    write_dead_rows();
+    if (count == 0) return false;
+    if (waits) return wait(l, live, width);
+    move_columns(in_, live, width, stride_, 0, in_);
     return true;
   }
+
+  int64_t vectors(int64_t columns) const { return (columns + shared_.kernels.lanes - 1) / shared_.kernels.lanes; }
 
   // True where the room is full: then its tile is `in_`, and what did not fit waits in its place.
   bool wait(int64_t l, const std::vector<int>& live, int64_t width) {
@@ -166,15 +166,22 @@ class Worker {
     return true;
   }
 
+  // To be called where dead columns leave the tile: each row of the result is written once, by one thread.
+  void write_dead_rows() {
+    if (!call_.activations) return;
+    const int64_t outputs = call_.plan.header->outputs;
+    for (size_t column = 0; column < in_.features.size(); ++column) {
+      if (!is_live(column)) std::fill_n(call_.activations + in_.features[column] * outputs, outputs, 0.0f);
+    }
+  }
+
   // After the last layer.
   void store(const std::vector<int>& live) {
-    const int64_t outputs = call_.plan.header->outputs;
+    write_dead_rows();
+    for (int column : live) call_.alive[in_.features[column]] = true;
+    if (!call_.activations) return;
     const int32_t* slot_of = reinterpret_cast<const int32_t*>(call_.words + call_.plan.header->slot_offset);
-    for (int column : live) {
-      const int64_t feature = in_.features[column];
-      call_.alive[feature] = true;
-      if (call_.activations) store_row(in_, column, stride_, slot_of, outputs, call_.activations + feature * outputs);
-    }
+    store_rows(in_, live, stride_, slot_of, call_.plan.header->outputs, call_.activations);
   }
 
   void add_active() {
@@ -198,14 +205,11 @@ std::string run_network(const NetworkCall& call, int helpers, const ScheduleTask
   const char* error = nullptr;
   const Kernels* kernels = select_kernels(&error);
   if (!kernels) return error;
-  // Rows of features that die are never written again.
   std::fill_n(call.alive, call.features, false);
   if (call.active) std::fill_n(call.active, call.plan.header->layers, 0);
-  if (call.activations) std::fill_n(call.activations, call.features * call.plan.header->outputs, 0.0f);
-  Shared shared(call, *kernels);
-  const int64_t tiles = (call.features + shared.stride - 1) / shared.stride;
-  share_work(static_cast<int>(std::min<int64_t>(helpers, tiles - 1)), schedule, [&shared, tiles] {
-    if (shared.next_tile >= tiles) return;
+  Shared shared(call, *kernels, helpers + 1);
+  share_work(static_cast<int>(std::min<int64_t>(helpers, shared.tiles - 1)), schedule, [&shared] {
+    if (shared.next_tile >= shared.tiles) return;
     try {
       Worker(shared).run();
     } catch (const std::bad_alloc&) {

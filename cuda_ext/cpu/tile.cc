@@ -5,6 +5,10 @@
 #include <new>
 #include <utility>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace spdnn::cpu {
 namespace {
 
@@ -23,16 +27,49 @@ void transpose(Read read, int64_t inputs, int64_t count, int64_t stride, float* 
   }
 }
 
+// Bits of one neuron stand in as many words as there are columns; gathered first, they become floats by whole vectors.
+void unpack(const uint32_t* rows, int64_t inputs, int64_t count, int64_t stride, float* tile) {
+  constexpr int64_t kBits = 32;
+  const int64_t words = (inputs + kBits - 1) / kBits;
+  std::vector<uint32_t> gathered(stride);
+  for (int64_t word = 0; word < words; ++word) {
+    for (int64_t column = 0; column < count; ++column) gathered[column] = rows[column * words + word];
+    const int64_t bits = std::min(kBits, inputs - word * kBits);
+    for (int64_t bit = 0; bit < bits; ++bit, tile += stride) {
+      for (int64_t column = 0; column < stride; ++column) {
+        tile[column] = static_cast<float>(static_cast<int32_t>(gathered[column] >> bit & 1u));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 Buffer::Buffer(int64_t floats) {
-  constexpr int64_t kAlignment = 64;
-  const int64_t bytes = (floats * static_cast<int64_t>(sizeof(float)) + kAlignment - 1) / kAlignment * kAlignment;
-  data_.reset(static_cast<float*>(std::aligned_alloc(kAlignment, std::max(bytes, kAlignment))));
+  constexpr int64_t kCacheLine = 64, kHugePage = int64_t{2} << 20;
+  const int64_t wanted = std::max<int64_t>(floats, 1) * static_cast<int64_t>(sizeof(float));
+  const int64_t alignment = wanted >= kHugePage ? kHugePage : kCacheLine;
+  const int64_t bytes = (wanted + alignment - 1) / alignment * alignment;
+  data_.reset(static_cast<float*>(std::aligned_alloc(alignment, bytes)));
   if (!data_) throw std::bad_alloc();
+#ifdef __linux__
+  // A wide tile's rows lie on more small pages than the processor keeps translations of. Only a hint, hence the
+  // rounding down: a last huge page that is used in part would cost memory.
+  if (alignment == kHugePage) madvise(data_.get(), wanted / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
 }
 
 void Buffer::Free::operator()(float* pointer) const { std::free(pointer); }
+
+int64_t choose_stride(int64_t neurons, int64_t features, int threads) {
+  constexpr int64_t kMaxStride = 64, kMinStride = 16;
+  constexpr int64_t kTileMemory = int64_t{16} << 20;  // a thread's share of the last-level cache
+  int64_t stride = kMaxStride;
+  const auto too_large = [&] { return neurons * stride * static_cast<int64_t>(sizeof(float)) > kTileMemory; };
+  const auto too_few = [&] { return features <= (threads - 1) * stride; };
+  while (stride > kMinStride && (too_large() || too_few())) stride /= 2;
+  return stride;
+}
 
 void load_tile(const InputFeatures& input, int64_t first, int64_t count, int64_t stride, Tile& tile) {
   tile.features.resize(count);
@@ -47,17 +84,13 @@ void load_tile(const InputFeatures& input, int64_t first, int64_t count, int64_t
     }
     case InputType::kUint8: {
       const uint8_t* rows = static_cast<const uint8_t*>(input.data) + first * inputs;
-      return transpose([&](int64_t column, int64_t neuron) { return static_cast<float>(rows[column * inputs + neuron]); },
-                       inputs, count, stride, data);
+      return transpose(
+          [&](int64_t column, int64_t neuron) { return static_cast<float>(rows[column * inputs + neuron]); }, inputs,
+          count, stride, data);
     }
     case InputType::kPacked: {
       const int64_t words = (inputs + 31) / 32;
-      const uint32_t* rows = static_cast<const uint32_t*>(input.data) + first * words;
-      return transpose(
-          [&](int64_t column, int64_t neuron) {
-            return static_cast<float>(rows[column * words + neuron / 32] >> (neuron % 32) & 1u);
-          },
-          inputs, count, stride, data);
+      return unpack(static_cast<const uint32_t*>(input.data) + first * words, inputs, count, stride, data);
     }
   }
 }
@@ -74,9 +107,16 @@ void move_columns(const Tile& from, const std::vector<int>& columns, int64_t wid
   }
 }
 
-void store_row(const Tile& tile, int64_t column, int64_t stride, const int32_t* slot_of, int64_t outputs, float* row) {
-  const float* data = tile.buffer.data() + column;
-  for (int64_t j = 0; j < outputs; ++j) row[j] = data[(slot_of ? slot_of[j] : j) * stride];
+void store_rows(const Tile& tile, const std::vector<int>& columns, int64_t stride, const int32_t* slot_of,
+                int64_t outputs, float* result) {
+  const float* data = tile.buffer.data();
+  for (int64_t block = 0; block < outputs; block += kBlock) {
+    const int64_t end = std::min(block + kBlock, outputs);
+    for (int column : columns) {
+      float* row = result + tile.features[column] * outputs;
+      for (int64_t j = block; j < end; ++j) row[j] = data[(slot_of ? slot_of[j] : j) * stride + column];
+    }
+  }
 }
 
 }  // namespace spdnn::cpu

@@ -31,21 +31,27 @@ class Buffer {
 };
 
 struct Tile {
-  Tile(int64_t floats) : buffer(floats) {}
+  explicit Tile(int64_t floats) : buffer(floats) {}
 
   Buffer buffer;
   std::vector<int64_t> features;  // the caller's number of each column
 };
 
+// The stride for two tiles of `neurons` rows together: as many features as the caches hold, but tiles enough for all
+// threads. At least one vector of AVX-512, whatever the width.
+int64_t choose_stride(int64_t neurons, int64_t features, int threads);
+
 // Features first .. first + count, which become the columns of `tile`; columns up to `stride` are zero.
 void load_tile(const InputFeatures& input, int64_t first, int64_t count, int64_t stride, Tile& tile);
 
-// Copies columns `columns` of `from`, ascending, to columns first, first + 1 .. of `to`, which then ends there. Both may be
-// the same tile where `first` is 0.
+// Copies columns `columns` of `from`, ascending, to columns first, first + 1 .. of `to`, which then ends there. Both
+// may be the same tile where `first` is 0.
 void move_columns(const Tile& from, const std::vector<int>& columns, int64_t width, int64_t stride, int64_t first,
                   Tile& to);
 
-// Writes column `column` as a row, output j from slot_of[j]; a null slot_of leaves the order as it is.
-void store_row(const Tile& tile, int64_t column, int64_t stride, const int32_t* slot_of, int64_t outputs, float* row);
+// Writes columns `columns` as rows of `result` (features, outputs), each where its feature stands; output j comes from
+// slot_of[j], a null slot_of leaves the order as it is.
+void store_rows(const Tile& tile, const std::vector<int>& columns, int64_t stride, const int32_t* slot_of,
+                int64_t outputs, float* result);
 
 }  // namespace spdnn::cpu

@@ -3,6 +3,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <new>
 
 namespace spdnn::cpu {
 namespace {
@@ -36,12 +37,16 @@ struct Gate {
 
 void share_work(int helpers, const ScheduleTask& schedule, const std::function<void()>& work) {
   auto gate = std::make_shared<Gate>();
-  for (int helper = 0; helper < helpers; ++helper) {
-    schedule([gate, &work] {
-      if (!gate->enter()) return;  // `work` may be gone
-      work();
-      gate->leave();
-    });
+  try {
+    for (int helper = 0; helper < helpers; ++helper) {
+      schedule([gate, &work] {
+        if (!gate->enter()) return;  // `work` may be gone
+        work();
+        gate->leave();
+      });
+    }
+  } catch (const std::bad_alloc&) {
+    // Helpers are optional; to leave here would take `work` from those that have begun.
   }
   work();
   gate->close_and_wait();

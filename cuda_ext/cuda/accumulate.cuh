@@ -10,28 +10,38 @@
 
 namespace spdnn::cuda {
 
+// Where a layer's sections are read: device memory, or a copy of them in shared memory.
+struct GlobalWords {
+  const uint32_t* words;  // of the whole plan
+
+  template <typename T>
+  __device__ T load(int64_t word, int64_t element) const {
+    return __ldg(reinterpret_cast<const T*>(words + word) + element);
+  }
+};
+
+struct SharedWords {
+  const uint32_t* words;  // of the layer
+  int64_t first_word;     // the plan's word that stands first
+
+  template <typename T>
+  __device__ T load(int64_t word, int64_t element) const {
+    return reinterpret_cast<const T*>(words + (word - first_word))[element];
+  }
+};
+
 // Four indices that lie side by side in a slice, one load.
 template <typename Index>
-struct IndexChunk;
+using IndexChunk = std::conditional_t<std::is_same_v<Index, uint16_t>, uint2, uint4>;
 
-template <>
-struct IndexChunk<uint16_t> {
-  uint2 packed;
-  __device__ void load(const uint16_t* address) { packed = __ldg(reinterpret_cast<const uint2*>(address)); }
-  __device__ uint32_t operator[](int edge) const {
-    const uint32_t word = edge < 2 ? packed.x : packed.y;
-    return edge % 2 == 0 ? word & 0xFFFFu : word >> 16;
-  }
-};
+__device__ __forceinline__ uint32_t index_of(const uint2& chunk, int edge) {
+  const uint32_t word = edge < 2 ? chunk.x : chunk.y;
+  return edge % 2 == 0 ? word & 0xFFFFu : word >> 16;
+}
 
-template <>
-struct IndexChunk<uint32_t> {
-  uint4 packed;
-  __device__ void load(const uint32_t* address) { packed = __ldg(reinterpret_cast<const uint4*>(address)); }
-  __device__ uint32_t operator[](int edge) const {
-    return edge == 0 ? packed.x : edge == 1 ? packed.y : edge == 2 ? packed.z : packed.w;
-  }
-};
+__device__ __forceinline__ uint32_t index_of(const uint4& chunk, int edge) {
+  return edge == 0 ? chunk.x : edge == 1 ? chunk.y : edge == 2 ? chunk.z : chunk.w;
+}
 
 // A value that the compiler must take as given. Outputs of one group with one weight and one bias are equal, and a
 // compiler that saw it would compute them once; an uncompressed run multiplies every stored edge.
@@ -40,71 +50,116 @@ __device__ __forceinline__ float opaque(float value) {
   return value;
 }
 
-// Where a unit of work stands in a run: `kOutputs` outputs of one group, from output `first_output` on.
+// Where a unit of work stands in a run: some outputs of one group, from output `first_output` on. Units count through
+// the groups first, so that neighbouring threads take neighbouring groups.
 struct Unit {
-  int64_t slice;     // first group of the slice
+  int slice;         // first group of the slice
   int width;         // groups in the slice
   int lane;          // group inside the slice
   int first_output;  // inside the group
 
-  // Units count through the groups first, so that neighbouring threads take neighbouring groups.
-  __device__ static Unit at(int64_t unit, int64_t groups, int outputs_per_unit) {
-    const int64_t group = unit % groups;
-    const int64_t slice = group / kSliceGroups * kSliceGroups;
-    const int64_t rest = groups - slice;
-    return {slice, static_cast<int>(rest < kSliceGroups ? rest : kSliceGroups), static_cast<int>(group - slice),
-            static_cast<int>(unit / groups) * outputs_per_unit};
+  __device__ static Unit at(int unit, int groups, int outputs_per_unit) {
+    int first_output = 0;
+    for (; unit >= groups; unit -= groups) first_output += outputs_per_unit;
+    const int slice = unit / kSliceGroups * kSliceGroups;
+    return {slice, min(kSliceGroups, groups - slice), unit - slice, first_output};
   }
 
-  __device__ int64_t slot(const PlanRun& run, int r) const {
-    return run.first_slot + slice * run.group_outputs + static_cast<int64_t>(first_output + r) * width + lane;
+  // Slot of output `first_output`; the next output's is `width` further.
+  __device__ int first_slot(const PlanRun& run) const {
+    return static_cast<int>(run.first_slot) + slice * static_cast<int>(run.group_outputs) + first_output * width + lane;
   }
 };
 
-// Adds the unit's edges to `sums`. `load(index, x)` fetches kVector features of input neuron `index`.
-template <int kOutputs, int kVector, bool kStored, typename Index, typename Load>
-__device__ __forceinline__ void accumulate(const PlanRun& run, const Unit& unit, const uint32_t* __restrict__ words,
-                                           Load load, float (&sums)[kOutputs][kVector]) {
-  const Index* indices = reinterpret_cast<const Index*>(words + run.index_offset) + unit.slice * run.edges +
-                         unit.lane * kEdgeChunk;
-  const float* values = nullptr;
-  if constexpr (kStored) {
-    values = reinterpret_cast<const float*>(words + run.value_offset) +
-             (unit.slice * run.edges + unit.lane * kEdgeChunk) * run.group_outputs + unit.first_output;
-  }
-  const int stride = unit.width * kEdgeChunk;
-  const float shared_value = static_cast<float>(run.value);
-  const int chunks = static_cast<int>(run.edges) / kEdgeChunk;
-  IndexChunk<Index> next;
-  if (chunks > 0) next.load(indices);
-  for (int chunk = 0; chunk < chunks; ++chunk) {
-    const IndexChunk<Index> current = next;
-    float x[kEdgeChunk][kVector];
+// The values of one edge for the outputs of a unit, in loads as wide as may be.
+template <int kOutputs, typename Words>
+__device__ __forceinline__ void load_values(const Words& words, int64_t word, int64_t element,
+                                            float (&values)[kOutputs]) {
+  if constexpr (kOutputs % 4 == 0) {
 #pragma unroll
-    for (int edge = 0; edge < kEdgeChunk; ++edge) load(current[edge], x[edge]);
-    indices += stride;
-    if (chunk + 1 < chunks) next.load(indices);
+    for (int r = 0; r < kOutputs; r += 4) {
+      const float4 four = words.template load<float4>(word, (element + r) / 4);
+      values[r] = four.x, values[r + 1] = four.y, values[r + 2] = four.z, values[r + 3] = four.w;
+    }
+  } else if constexpr (kOutputs == 2) {
+    const float2 two = words.template load<float2>(word, element / 2);
+    values[0] = two.x, values[1] = two.y;
+  } else {
+    values[0] = words.template load<float>(word, element);
+  }
+}
+
+// Adds the unit's edges to `sums`. `load(index, x)` fetches kVector features of input neuron `index`. With kAhead, a
+// chunk's features are fetched while the chunk before is multiplied, which takes more registers.
+template <int kOutputs, int kVector, bool kStored, bool kAhead, typename Index, typename Words, typename Load>
+__device__ __forceinline__ void accumulate(const PlanRun& run, const Unit& unit, const Words& words, const Load& load,
+                                           float (&sums)[kOutputs][kVector]) {
+  using Chunk = IndexChunk<Index>;
+  const int chunks = static_cast<int>(run.edges) / kEdgeChunk;
+  if (chunks == 0) return;
+  const int64_t first_chunk = static_cast<int64_t>(unit.slice) * chunks + unit.lane;
+  const float shared_value = static_cast<float>(run.value);
+  const int group_outputs = static_cast<int>(run.group_outputs);
+  auto load_chunk = [&](int chunk) {
+    return words.template load<Chunk>(run.index_offset, first_chunk + static_cast<int64_t>(chunk) * unit.width);
+  };
+  auto load_features = [&](const Chunk& indices, float(&features)[kEdgeChunk][kVector]) {
+#pragma unroll
+    for (int edge = 0; edge < kEdgeChunk; ++edge) load(index_of(indices, edge), features[edge]);
+  };
+  auto multiply = [&](int chunk, const float(&features)[kEdgeChunk][kVector]) {
+    const int64_t first_edge = (first_chunk + static_cast<int64_t>(chunk) * unit.width) * kEdgeChunk;
 #pragma unroll
     for (int edge = 0; edge < kEdgeChunk; ++edge) {
+      float values[kOutputs];
+      if constexpr (kStored) {
+        load_values(words, run.value_offset, (first_edge + edge) * group_outputs + unit.first_output, values);
+      }
 #pragma unroll
       for (int r = 0; r < kOutputs; ++r) {
-        const float value = kStored ? __ldg(values + edge * run.group_outputs + r) : shared_value;
 #pragma unroll
-        for (int v = 0; v < kVector; ++v) sums[r][v] = fmaf(value, x[edge][v], sums[r][v]);
+        for (int v = 0; v < kVector; ++v) {
+          sums[r][v] = fmaf(kStored ? values[r] : shared_value, features[edge][v], sums[r][v]);
+        }
       }
     }
-    if constexpr (kStored) values += static_cast<int64_t>(stride) * run.group_outputs;
+  };
+  Chunk next = load_chunk(0);
+  if constexpr (!kAhead) {
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      float x[kEdgeChunk][kVector];
+      load_features(next, x);
+      if (chunk + 1 < chunks) next = load_chunk(chunk + 1);
+      multiply(chunk, x);
+    }
+  } else {
+    float x[2][kEdgeChunk][kVector];
+    load_features(next, x[0]);
+    if (chunks > 1) next = load_chunk(1);
+    int chunk = 0;
+    for (; chunk + 2 <= chunks; chunk += 2) {
+      load_features(next, x[1]);
+      if (chunk + 2 < chunks) next = load_chunk(chunk + 2);
+      multiply(chunk, x[0]);
+      if (chunk + 2 < chunks) {
+        load_features(next, x[0]);
+        if (chunk + 3 < chunks) next = load_chunk(chunk + 3);
+      }
+      multiply(chunk + 1, x[1]);
+    }
+    if (chunk < chunks) multiply(chunk, x[0]);
   }
 }
 
 // The sums' start: the bias of each output.
-template <int kOutputs, int kVector>
+template <int kOutputs, int kVector, typename Words>
 __device__ __forceinline__ void start_with_bias(const PlanLayer& layer, const PlanRun& run, const Unit& unit,
-                                                const uint32_t* __restrict__ words, float (&sums)[kOutputs][kVector]) {
-  const float* bias = layer.bias_offset < 0 ? nullptr : reinterpret_cast<const float*>(words + layer.bias_offset);
+                                                const Words& words, float (&sums)[kOutputs][kVector]) {
+  const int slot = unit.first_slot(run);
 #pragma unroll
   for (int r = 0; r < kOutputs; ++r) {
-    const float start = bias ? __ldg(bias + unit.slot(run, r)) : static_cast<float>(layer.bias);
+    const float start = layer.bias_offset < 0 ? static_cast<float>(layer.bias)
+                                              : words.template load<float>(layer.bias_offset, slot + r * unit.width);
 #pragma unroll
     for (int v = 0; v < kVector; ++v) sums[r][v] = opaque(start);
   }
@@ -131,7 +186,7 @@ __device__ __forceinline__ uint32_t clip_all(float (&sums)[kOutputs][kVector], f
 // Calls body(integral constant) with the number of outputs that a unit of the run takes: at most 16, for at 32 the
 // sums of four features would not fit the registers.
 template <typename Body>
-__host__ __device__ __forceinline__ void dispatch_outputs(int64_t group_outputs, Body body) {
+__device__ __forceinline__ void dispatch_outputs(int64_t group_outputs, const Body& body) {
   switch (group_outputs) {
     case 1: return body(std::integral_constant<int, 1>{});
     case 2: return body(std::integral_constant<int, 2>{});
@@ -140,5 +195,7 @@ __host__ __device__ __forceinline__ void dispatch_outputs(int64_t group_outputs,
     default: return body(std::integral_constant<int, 16>{});
   }
 }
+
+inline int outputs_of_unit(int64_t group_outputs) { return group_outputs < 16 ? static_cast<int>(group_outputs) : 16; }
 
 }  // namespace spdnn::cuda

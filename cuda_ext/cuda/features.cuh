@@ -34,6 +34,36 @@ struct InputFeatures {
     const uint32_t word = static_cast<const uint32_t*>(data)[feature * ((inputs + 31) / 32) + neuron / 32];
     return static_cast<float>(word >> (neuron % 32) & 1u);
   }
+
+  // Neurons that one load of a row brings.
+  __device__ int neurons_in_chunk() const {
+    return type == InputType::kFloat32 ? 4 : type == InputType::kUint8 ? 16 : 32;
+  }
+
+  // Calls visit(k, value) for `neurons` neurons from `first` on, which is a multiple of neurons_in_chunk().
+  template <typename Visit>
+  __device__ __forceinline__ void for_each_of_chunk(int64_t feature, int first, int neurons, Visit visit) const {
+    if (type == InputType::kPacked) {
+      const uint32_t word = __ldg(static_cast<const uint32_t*>(data) + feature * ((inputs + 31) / 32) + first / 32);
+      for (int k = 0; k < neurons; ++k) visit(k, static_cast<float>(word >> k & 1u));
+      return;
+    }
+    const int64_t start = feature * inputs + first;
+    const int bytes = type == InputType::kFloat32 ? 4 : 1;
+    if (inputs * bytes % 16 != 0) {  // rows are not aligned
+      for (int k = 0; k < neurons; ++k) visit(k, at(feature, first + k));
+      return;
+    }
+    const uint4 chunk = __ldg(reinterpret_cast<const uint4*>(static_cast<const char*>(data) + start * bytes));
+    const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+    if (type == InputType::kFloat32) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) visit(k, __uint_as_float(words[k]));
+    } else {
+#pragma unroll
+      for (int k = 0; k < 16; ++k) visit(k, static_cast<float>(words[k / 4] >> (k % 4 * 8) & 0xFFu));
+    }
+  }
 };
 
 }  // namespace spdnn::cuda

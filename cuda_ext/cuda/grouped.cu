@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "accumulate.cuh"
+#include "launch.h"
 
 namespace spdnn::cuda {
 namespace {
@@ -20,6 +21,7 @@ struct RunArguments {
 
 // Four features from four places: a feature whose neighbours died keeps its old place until it is next written.
 struct Gather {
+  static constexpr bool kAhead = false;  // the addresses take the registers
   const float* column[kVector];
 
   __device__ void operator()(uint32_t index, float (&x)[kVector]) const {
@@ -29,6 +31,7 @@ struct Gather {
 };
 
 struct Direct {
+  static constexpr bool kAhead = true;
   const float* column;
 
   __device__ void operator()(uint32_t index, float (&x)[kVector]) const {
@@ -41,14 +44,15 @@ template <int kOutputs, bool kStored, typename Index, typename Load>
 __device__ __forceinline__ void compute_unit(const GroupedStep& step, const RunArguments& arguments, const Unit& unit,
                                              int64_t slot, int64_t count, Load load) {
   const PlanRun& run = arguments.run;
+  const GlobalWords words{step.words};
   float sums[kOutputs][kVector];
-  start_with_bias(arguments.layer, run, unit, step.words, sums);
-  accumulate<kOutputs, kVector, kStored, Index>(run, unit, step.words, load, sums);
+  start_with_bias(arguments.layer, run, unit, words, sums);
+  accumulate<kOutputs, kVector, kStored, !kStored && Load::kAhead, Index>(run, unit, words, load, sums);
   const uint32_t active = clip_all(sums, step.cap);
-  float* target = step.target + tiled_offset(slot, 0, arguments.layer.outputs);
+  float* target = step.target + tiled_offset(slot, unit.first_slot(run), arguments.layer.outputs);
 #pragma unroll
   for (int r = 0; r < kOutputs; ++r) {
-    *reinterpret_cast<float4*>(target + unit.slot(run, r) * kTile) =
+    *reinterpret_cast<float4*>(target + r * unit.width * kTile) =
         make_float4(sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
   }
 #pragma unroll
@@ -72,7 +76,7 @@ __global__ void __launch_bounds__(kThreads, 2) grouped_kernel(const __grid_const
     const int64_t u = item % blocks_per_panel * kWarps + threadIdx.x / 32;
     const int64_t slot = item / blocks_per_panel * kPanel + lane * kVector;
     if (u >= units || slot >= count) continue;
-    const Unit unit = Unit::at(u, run.groups, kOutputs);
+    const Unit unit = Unit::at(static_cast<int>(u), static_cast<int>(run.groups), kOutputs);
     if (gathered) {
       Gather gather;
 #pragma unroll
@@ -90,19 +94,26 @@ __global__ void __launch_bounds__(kThreads, 2) grouped_kernel(const __grid_const
 
 template <int kOutputs, bool kStored, typename Index>
 cudaError_t launch(const GroupedStep& step, const RunArguments& arguments, cudaStream_t stream) {
-  int device = 0, multiprocessors = 0, blocks = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
   const auto kernel = grouped_kernel<kOutputs, kStored, Index>;
-  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kThreads, 0);
-  if (error != cudaSuccess) return error;
+  int64_t resident_blocks = 0;
+  if (const cudaError_t error = resident_block_count(kernel, kThreads, 0, &resident_blocks); error != cudaSuccess) {
+    return error;
+  }
   const int64_t units = arguments.run.groups * (arguments.run.group_outputs / kOutputs);
   const int64_t items = (units + kWarps - 1) / kWarps * ((step.features + kPanel - 1) / kPanel);
-  const int64_t grid = std::min<int64_t>(items, static_cast<int64_t>(multiprocessors) * std::max(blocks, 1));
-  kernel<<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(step, arguments);
+  kernel<<<static_cast<unsigned>(std::min(items, resident_blocks)), kThreads, 0, stream>>>(step, arguments);
   return cudaGetLastError();
+}
+
+template <bool kStored, typename Index>
+cudaError_t launch_run(const GroupedStep& step, const RunArguments& arguments, cudaStream_t stream) {
+  switch (outputs_of_unit(arguments.run.group_outputs)) {
+    case 1: return launch<1, kStored, Index>(step, arguments, stream);
+    case 2: return launch<2, kStored, Index>(step, arguments, stream);
+    case 4: return launch<4, kStored, Index>(step, arguments, stream);
+    case 8: return launch<8, kStored, Index>(step, arguments, stream);
+    default: return launch<16, kStored, Index>(step, arguments, stream);
+  }
 }
 
 }  // namespace
@@ -110,19 +121,10 @@ cudaError_t launch(const GroupedStep& step, const RunArguments& arguments, cudaS
 cudaError_t launch_grouped(const GroupedStep& step, const PlanLayer& layer, const PlanRun* runs, cudaStream_t stream) {
   for (int64_t r = 0; r < layer.runs; ++r) {
     const RunArguments arguments{layer, runs[layer.first_run + r]};
-    cudaError_t error = cudaSuccess;
-    dispatch_outputs(arguments.run.group_outputs, [&](auto outputs) {
-      constexpr int kOutputs = decltype(outputs)::value;
-      const bool stored = arguments.run.value_offset >= 0;
-      if (layer.index_bits == 16) {
-        error = stored ? launch<kOutputs, true, uint16_t>(step, arguments, stream)
-                       : launch<kOutputs, false, uint16_t>(step, arguments, stream);
-      } else {
-        error = stored ? launch<kOutputs, true, uint32_t>(step, arguments, stream)
-                       : launch<kOutputs, false, uint32_t>(step, arguments, stream);
-      }
-    });
-    if (error != cudaSuccess) return error;
+    const bool stored = arguments.run.value_offset >= 0, narrow = layer.index_bits == 16;
+    const auto launch = narrow ? (stored ? launch_run<true, uint16_t> : launch_run<false, uint16_t>)
+                               : (stored ? launch_run<true, uint32_t> : launch_run<false, uint32_t>);
+    if (const cudaError_t error = launch(step, arguments, stream); error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }

@@ -1,6 +1,7 @@
 #include "network.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "activity.h"
 #include "grouped.h"
@@ -89,9 +90,12 @@ class Launcher {
     step.words = call_.words;
     step.layers_word = sizeof(PlanHeader) / sizeof(uint32_t);
     step.runs_word = step.layers_word + call_.plan.header->layers * sizeof(PlanLayer) / sizeof(uint32_t);
+    step.runs = call_.plan.header->runs;
     step.first_layer = static_cast<int>(schedule.first_layer);
     step.end_layer = static_cast<int>(schedule.end_layer);
     step.max_width = static_cast<int>(widest(call_.plan, schedule.first_layer, schedule.end_layer));
+    step.tile = resident_features(step.max_width);
+    if (const char* f = getenv("SPDNN_TILE")) step.tile = atoi(f);
     step.cap = cap();
     step.input = call_.input;
     step.features = call_.features;

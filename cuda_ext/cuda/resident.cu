@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "accumulate.cuh"
+#include "launch.h"
 
 namespace spdnn::cuda {
 namespace {
@@ -11,10 +12,22 @@ namespace {
 constexpr int kMaxThreads = 256;
 constexpr int64_t kSharedBytes = 227 * 1024;         // of one multiprocessor of compute capability 9.0, for blocks
 constexpr int64_t kSharedReservedPerBlock = 1024;    // by the driver
-constexpr int64_t kSharedStatic = 64;                // the activity words
+constexpr int64_t kSharedStatic = 1024;              // of the kernel
 constexpr int kWantedBlocks = 3;                     // per multiprocessor: one loads while others compute
 
-int64_t buffer_bytes(int64_t max_width, int features) { return 2 * max_width * features * sizeof(float); }
+constexpr int kLayerFields = sizeof(PlanLayer) / sizeof(int64_t);
+constexpr int kRunFields = sizeof(PlanRun) / sizeof(int64_t);
+constexpr int kStagedRuns = 4;                       // run records of a layer that are brought along
+
+// Of one of the two buffers; a multiple of 16 bytes.
+__host__ __device__ int64_t buffer_floats(int64_t max_width, int features) { return (max_width * features + 3) / 4 * 4; }
+
+int64_t block_bytes(int64_t max_width, int features, int64_t staged_words) {
+  return (2 * buffer_floats(max_width, features) + 2 * staged_words) * static_cast<int64_t>(sizeof(float));
+}
+
+// Blocks of so much shared memory that one multiprocessor holds.
+int64_t blocks_that_fit(int64_t bytes) { return kSharedBytes / (bytes + kSharedStatic + kSharedReservedPerBlock); }
 
 // A block's features, as threads share them out: each thread has `kVector` features of one row group.
 template <int kFeatures>
@@ -49,38 +62,47 @@ __device__ __forceinline__ void store_vector(float* address, const float (&x)[kV
 
 // One run of one layer from `in` to `out`, both [neuron][kFeatures]. Returns a bit for each of the thread's features
 // that some output made active.
-template <int kFeatures, int kOutputs, bool kStored>
-__device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const PlanRun& run,
-                                                const uint32_t* __restrict__ words, float cap, const float* in,
-                                                float* out) {
+template <int kFeatures, int kOutputs, bool kStored, typename Words>
+__device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const PlanRun& run, const Words& words, float cap,
+                                                const float* in, float* out) {
   constexpr int kVector = Shape<kFeatures>::kVector, kLanes = Shape<kFeatures>::kLanes;
   const int lane = threadIdx.x % kLanes;
-  const int64_t units = run.groups * (run.group_outputs / kOutputs);
+  const int groups = static_cast<int>(run.groups);
+  const int units = groups * (static_cast<int>(run.group_outputs) / kOutputs);
+  const float* column = in + lane * kVector;
   uint32_t active = 0;
-  for (int64_t u = threadIdx.x / kLanes; u < units; u += blockDim.x / kLanes) {
-    const Unit unit = Unit::at(u, run.groups, kOutputs);
+  for (int u = threadIdx.x / kLanes; u < units; u += blockDim.x / kLanes) {
+    const Unit unit = Unit::at(u, groups, kOutputs);
     float sums[kOutputs][kVector];
     start_with_bias(layer, run, unit, words, sums);
-    const float* column = in + lane * kVector;
-    accumulate<kOutputs, kVector, kStored, uint16_t>(
+    accumulate<kOutputs, kVector, kStored, !kStored, uint16_t>(
         run, unit, words,
-        [&](uint32_t index, float(&x)[kVector]) { load_vector<kVector>(column + index * kFeatures, x); }, sums);
+        [=](uint32_t index, float(&x)[kVector]) { load_vector<kVector>(column + index * kFeatures, x); }, sums);
     active |= clip_all(sums, cap);
+    float* target = out + unit.first_slot(run) * kFeatures + lane * kVector;
 #pragma unroll
-    for (int r = 0; r < kOutputs; ++r) {
-      store_vector<kVector>(out + unit.slot(run, r) * kFeatures + lane * kVector, sums[r]);
-    }
+    for (int r = 0; r < kOutputs; ++r) store_vector<kVector>(target + r * unit.width * kFeatures, sums[r]);
   }
   return active << (lane * kVector);
 }
 
-template <int kFeatures>
-__device__ __forceinline__ uint32_t compute_layer(const PlanLayer& layer, const PlanRun* runs,
-                                                  const uint32_t* __restrict__ words, float cap, const float* in,
-                                                  float* out) {
+// A layer's records and, where they fit, its sections, brought into shared memory while the layer before is computed.
+struct StagedLayer {
+  PlanLayer layer;
+  PlanRun runs[kStagedRuns];
+};
+
+__device__ __forceinline__ bool is_staged(const ResidentStep& step, const PlanLayer& layer) {
+  return layer.words <= step.staged_words;
+}
+
+template <int kFeatures, typename Words>
+__device__ __forceinline__ uint32_t compute_layer(const StagedLayer& staged, const PlanRun* runs, const Words& words,
+                                                  float cap, const float* in, float* out) {
   uint32_t active = 0;
-  for (int64_t r = 0; r < layer.runs; ++r) {
-    const PlanRun run = runs[layer.first_run + r];
+  const PlanLayer& layer = staged.layer;
+  for (int r = 0; r < static_cast<int>(layer.runs); ++r) {
+    const PlanRun& run = r < kStagedRuns ? staged.runs[r] : runs[layer.first_run + r];
     dispatch_outputs(run.group_outputs, [&](auto outputs) {
       constexpr int kOutputs = decltype(outputs)::value;
       active |= run.value_offset < 0 ? compute_run<kFeatures, kOutputs, false>(layer, run, words, cap, in, out)
@@ -88,6 +110,52 @@ __device__ __forceinline__ uint32_t compute_layer(const PlanLayer& layer, const 
     });
   }
   return active;
+}
+
+__device__ __forceinline__ void copy_async(uint32_t* target, const uint32_t* source) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(target))),
+               "l"(source)
+               : "memory");
+}
+
+// Starts to bring layer `l` along; `finish_staging` and a barrier make it visible. `first_run` is its first run.
+__device__ __forceinline__ void start_staging(const ResidentStep& step, int l, int64_t first_run, int64_t first_word,
+                                              int64_t words, StagedLayer* staged, uint32_t* sections) {
+  const int64_t* layer_fields = reinterpret_cast<const int64_t*>(step.words + step.layers_word) + l * kLayerFields;
+  const int64_t* run_fields = reinterpret_cast<const int64_t*>(step.words + step.runs_word) + first_run * kRunFields;
+  for (int field = threadIdx.x; field < kLayerFields; field += blockDim.x) {
+    reinterpret_cast<int64_t*>(&staged->layer)[field] = __ldg(layer_fields + field);
+  }
+  const int64_t fields = min(static_cast<int64_t>(kStagedRuns), step.runs - first_run) * kRunFields;
+  for (int field = threadIdx.x; field < fields; field += blockDim.x) {
+    reinterpret_cast<int64_t*>(staged->runs)[field] = __ldg(run_fields + field);
+  }
+  if (words > step.staged_words) return;
+  for (int64_t word = threadIdx.x * 4; word < words; word += blockDim.x * 4) {
+    copy_async(sections + word, step.words + first_word + word);
+  }
+}
+
+__device__ __forceinline__ void finish_staging() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// The caller's rows. Neighbouring threads take neighbouring features, so that their stores fall into different banks; a
+// thread takes sixteen bytes of a row at a time.
+template <int kFeatures>
+__device__ void load_rows(const InputFeatures& input, int64_t first, int64_t count, float* in) {
+  const int column = threadIdx.x % kFeatures;
+  const int64_t feature = first + column;
+  const int chunk_neurons = input.neurons_in_chunk();
+  const int chunks = static_cast<int>((input.inputs + chunk_neurons - 1) / chunk_neurons);
+  for (int chunk = threadIdx.x / kFeatures; chunk < chunks; chunk += blockDim.x / kFeatures) {
+    const int first_neuron = chunk * chunk_neurons;
+    const int neurons = min(chunk_neurons, static_cast<int>(input.inputs) - first_neuron);
+    float* target = in + first_neuron * kFeatures + column;
+    if (feature >= count) {
+      for (int k = 0; k < neurons; ++k) target[k * kFeatures] = 0.0f;
+    } else {
+      input.for_each_of_chunk(feature, first_neuron, neurons, [=](int k, float x) { target[k * kFeatures] = x; });
+    }
+  }
 }
 
 // Brings the tile's features into shared memory; columns past the last feature are zero.
@@ -108,15 +176,7 @@ __device__ void load_tile(const ResidentStep& step, int64_t first_slot, int64_t 
     }
     return;
   }
-  // Rows of the caller's: a thread stays with one feature, so that its loads follow one another in memory.
-  const int column = threadIdx.x % kFeatures;
-  const int64_t feature = first_slot + column;
-  const int threads = blockDim.x / kFeatures;
-  const int64_t share = (width + threads - 1) / threads;
-  const int64_t begin = threadIdx.x / kFeatures * share, end = min(begin + share, width);
-  for (int64_t neuron = begin; neuron < end; ++neuron) {
-    in[neuron * kFeatures + column] = feature < count ? step.input.at(feature, neuron) : 0.0f;
-  }
+  load_rows<kFeatures>(step.input, first_slot, count, in);
 }
 
 // After the last layer: the answer, in the caller's order.
@@ -159,26 +219,48 @@ __device__ void store_tile(const ResidentStep& step, int64_t first_slot, int64_t
 template <int kFeatures>
 __global__ void __launch_bounds__(kMaxThreads, 2) resident_kernel(const __grid_constant__ ResidentStep step) {
   extern __shared__ __align__(16) float buffers[];
+  __shared__ StagedLayer staged[2];
   __shared__ uint32_t active_words[2];
-  const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
   const PlanRun* runs = reinterpret_cast<const PlanRun*>(step.words + step.runs_word);
+  const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
+  const int64_t buffer = buffer_floats(step.max_width, kFeatures);
+  uint32_t* sections = reinterpret_cast<uint32_t*>(buffers + 2 * buffer);
   const int64_t count = step.count ? *step.count : step.features;
   for (int64_t first_slot = static_cast<int64_t>(blockIdx.x) * kFeatures; first_slot < count;
        first_slot += static_cast<int64_t>(gridDim.x) * kFeatures) {
-    float *in = buffers, *out = buffers + static_cast<int64_t>(step.max_width) * kFeatures;
+    float *in = buffers, *out = buffers + buffer;
     const int64_t columns = min(static_cast<int64_t>(kFeatures), count - first_slot);
     const uint32_t used = columns == 32 ? 0xFFFFFFFFu : (1u << columns) - 1;
     if (threadIdx.x < 2) active_words[threadIdx.x] = 0;
+    {
+      const int l = step.first_layer;
+      const PlanLayer& first = layers[l];
+      start_staging(step, l, first.first_run, first.first_word, first.words, &staged[l & 1],
+                    sections + (l & 1) * step.staged_words);
+    }
     load_tile<kFeatures>(step, first_slot, count, layers[step.first_layer].inputs, in);
+    finish_staging();
     __syncthreads();
     uint32_t active = 0;
     int64_t width = 0;
     for (int l = step.first_layer; l < step.end_layer; ++l) {
-      const PlanLayer layer = layers[l];
+      const StagedLayer& current = staged[l & 1];
+      const PlanLayer& layer = current.layer;
+      if (l + 1 < step.end_layer) {
+        start_staging(step, l + 1, layer.first_run + layer.runs, layer.first_word + layer.words, layer.next_words,
+                      &staged[~l & 1], sections + (~l & 1) * step.staged_words);
+      }
       uint32_t* word = &active_words[l & 1];
-      const uint32_t mine = __reduce_or_sync(
-          0xFFFFFFFFu, compute_layer<kFeatures>(layer, runs, step.words, step.cap, in, out));
+      uint32_t mine;
+      if (is_staged(step, layer)) {
+        const SharedWords words{sections + (l & 1) * step.staged_words, layer.first_word};
+        mine = compute_layer<kFeatures>(current, runs, words, step.cap, in, out);
+      } else {
+        mine = compute_layer<kFeatures>(current, runs, GlobalWords{step.words}, step.cap, in, out);
+      }
+      mine = __reduce_or_sync(0xFFFFFFFFu, mine);
       if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
+      finish_staging();
       __syncthreads();
       active = *word & used;
       if (threadIdx.x == 0) {
@@ -186,10 +268,11 @@ __global__ void __launch_bounds__(kMaxThreads, 2) resident_kernel(const __grid_c
         if (step.active && active) atomicAdd(step.active + l, __popc(active));
       }
       width = layer.outputs;
+      const bool dead = !active && layer.prunable;
       float* swap = in;
       in = out, out = swap;
       __syncthreads();
-      if (!active && layer.prunable) break;
+      if (dead) break;
     }
     const bool last = step.target == nullptr;
     if (last) {
@@ -203,30 +286,30 @@ __global__ void __launch_bounds__(kMaxThreads, 2) resident_kernel(const __grid_c
 }
 
 template <int kFeatures>
-cudaError_t launch(const ResidentStep& step, const PlanView& plan, cudaStream_t stream) {
-  int64_t units = 1;
+cudaError_t launch(ResidentStep step, const PlanView& plan, cudaStream_t stream) {
+  int64_t units = 1, words = 0;
   for (int l = step.first_layer; l < step.end_layer; ++l) {
+    words = std::max(words, plan.layers[l].words);
     for (int64_t r = 0; r < plan.layers[l].runs; ++r) {
       const PlanRun& run = plan.runs[plan.layers[l].first_run + r];
-      units = std::max(units, run.groups * std::max<int64_t>(1, run.group_outputs / 16));
+      units = std::max(units, run.groups * (run.group_outputs / outputs_of_unit(run.group_outputs)));
     }
   }
   const int64_t wanted = (units * Shape<kFeatures>::kLanes + 31) / 32 * 32;
   const int threads = static_cast<int>(std::min<int64_t>(kMaxThreads, std::max<int64_t>(wanted, 64)));
-  const int64_t shared = buffer_bytes(step.max_width, kFeatures);
-  cudaError_t error = cudaFuncSetAttribute(resident_kernel<kFeatures>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(shared));
-  if (error != cudaSuccess) return error;
-  int device = 0, multiprocessors = 0, blocks = 0;
-  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
-  if ((error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device)) != cudaSuccess) {
-    return error;
-  }
-  error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, resident_kernel<kFeatures>, threads, shared);
+  // Sections are brought along where that costs no block its place.
+  const bool staged = blocks_that_fit(block_bytes(step.max_width, kFeatures, words)) >=
+                      blocks_that_fit(block_bytes(step.max_width, kFeatures, 0));
+  step.staged_words = staged ? static_cast<int>(words) : 0;
+  const int64_t shared = block_bytes(step.max_width, kFeatures, step.staged_words);
+  const auto kernel = resident_kernel<kFeatures>;
+  cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   if (error != cudaSuccess) return error;
   const int64_t tiles = (step.features + kFeatures - 1) / kFeatures;
-  const int64_t grid = std::min<int64_t>(tiles, static_cast<int64_t>(multiprocessors) * std::max(blocks, 1));
-  resident_kernel<kFeatures><<<static_cast<unsigned>(grid), threads, shared, stream>>>(step);
+  int64_t resident_blocks = 0;
+  if ((error = resident_block_count(kernel, threads, shared, &resident_blocks)) != cudaSuccess) return error;
+  kernel<<<static_cast<unsigned>(std::min(tiles, resident_blocks)), threads, shared, stream>>>(step);
   return cudaGetLastError();
 }
 
@@ -235,16 +318,15 @@ cudaError_t launch(const ResidentStep& step, const PlanView& plan, cudaStream_t 
 int resident_features(int64_t max_width) {
   int fits = 0;
   for (const int features : {1, 2, 4, 8, 16, 32}) {
-    const int64_t bytes = buffer_bytes(max_width, features) + kSharedReservedPerBlock + kSharedStatic;
-    if (bytes > kSharedBytes) break;
-    if (features > 8 && bytes * kWantedBlocks > kSharedBytes) break;
+    const int64_t blocks = blocks_that_fit(block_bytes(max_width, features, 0));
+    if (blocks < (features > 4 ? kWantedBlocks : 1)) break;
     fits = features;
   }
   return fits;
 }
 
 cudaError_t launch_resident(const ResidentStep& step, const PlanView& plan, cudaStream_t stream) {
-  switch (resident_features(step.max_width)) {
+  switch (step.tile) {
     case 1: return launch<1>(step, plan, stream);
     case 2: return launch<2>(step, plan, stream);
     case 4: return launch<4>(step, plan, stream);

@@ -14,9 +14,12 @@ struct ResidentStep {
   const uint32_t* words;
   int64_t layers_word;  // where the plan holds its PlanLayer records
   int64_t runs_word;    // ... and its PlanRun records
+  int64_t runs;
   int first_layer;
   int end_layer;
-  int max_width;  // of all layers in the step, inputs and outputs
+  int tile;          // features of a block, as resident_features says
+  int max_width;     // of all layers in the step, inputs and outputs
+  int staged_words;  // room for a layer's sections in shared memory; layers that take more are read where they are
   float cap;
 
   InputFeatures input;   // read where `source` is null
@@ -34,7 +37,7 @@ struct ResidentStep {
   const int32_t* slot_of; // slot of each output neuron
 };
 
-// Features that a block holds for layers of this width; 0 where not even one fits.
+// Features that a block had best hold for layers of this width: a power of two, or 0 where not even one fits.
 int resident_features(int64_t max_width);
 
 cudaError_t launch_resident(const ResidentStep& step, const PlanView& plan, cudaStream_t stream);
