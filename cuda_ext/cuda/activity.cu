@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "tiles.cuh"
+
 namespace spdnn::cuda {
 namespace {
 
@@ -76,7 +78,7 @@ __global__ void __launch_bounds__(kTile * kTransposeRows) read_input_kernel(Inpu
     for (int row = threadIdx.y; row < kTile; row += kTransposeRows) {
       const int64_t feature = tile * kTile + row, neuron = first_neuron + threadIdx.x;
       const bool inside = feature < features && neuron < input.inputs;
-      square[row][threadIdx.x] = inside ? input.at(feature, neuron) : 0.0f;
+      square[row][threadIdx.x] = inside ? feature_at(input, feature, neuron) : 0.0f;
     }
     __syncthreads();
     for (int row = threadIdx.y; row < kTile; row += kTransposeRows) {

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "features.cuh"
+#include "input.h"
 
 namespace spdnn::cuda {
 

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "accumulate.cuh"
+#include "tiles.cuh"
 #include "launch.h"
 
 namespace spdnn::cuda {

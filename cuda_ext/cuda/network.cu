@@ -1,9 +1,9 @@
 #include "network.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "activity.h"
+#include "tiles.cuh"
 #include "grouped.h"
 #include "resident.h"
 
@@ -95,7 +95,6 @@ class Launcher {
     step.end_layer = static_cast<int>(schedule.end_layer);
     step.max_width = static_cast<int>(widest(call_.plan, schedule.first_layer, schedule.end_layer));
     step.tile = resident_features(step.max_width);
-    if (const char* f = getenv("SPDNN_TILE")) step.tile = atoi(f);
     step.cap = cap();
     step.input = call_.input;
     step.features = call_.features;

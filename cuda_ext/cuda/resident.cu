@@ -4,12 +4,12 @@
 #include <type_traits>
 
 #include "accumulate.cuh"
+#include "tiles.cuh"
 #include "launch.h"
 
 namespace spdnn::cuda {
 namespace {
 
-constexpr int kMaxThreads = 256;
 constexpr int64_t kSharedBytes = 227 * 1024;         // of one multiprocessor of compute capability 9.0, for blocks
 constexpr int64_t kSharedReservedPerBlock = 1024;    // by the driver
 constexpr int64_t kSharedStatic = 1024;              // of the kernel
@@ -29,19 +29,19 @@ int64_t block_bytes(int64_t max_width, int features, int64_t staged_words) {
 // Blocks of so much shared memory that one multiprocessor holds.
 int64_t blocks_that_fit(int64_t bytes) { return kSharedBytes / (bytes + kSharedStatic + kSharedReservedPerBlock); }
 
-// A block's features, as threads share them out: each thread has `kVector` features of one row group.
+// A block's features, as threads share them out: each thread has `kVector` features of one row group. Two, and not four,
+// keep the registers free for four warps a scheduler, without which the multiply-adds wait for one another.
 template <int kFeatures>
 struct Shape {
-  static constexpr int kVector = kFeatures < 4 ? kFeatures : 4;
+  static constexpr int kVector = kFeatures < 2 ? 1 : 2;
   static constexpr int kLanes = kFeatures / kVector;  // threads that share a row group
+  static constexpr int kMaxThreads = kFeatures < 8 ? 512 : 256;
+  static constexpr int kMinBlocks = kFeatures < 8 ? 1 : 3;
 };
 
 template <int kVector>
 __device__ __forceinline__ void load_vector(const float* address, float (&x)[kVector]) {
-  if constexpr (kVector == 4) {
-    const float4 v = *reinterpret_cast<const float4*>(address);
-    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
-  } else if constexpr (kVector == 2) {
+  if constexpr (kVector == 2) {
     const float2 v = *reinterpret_cast<const float2*>(address);
     x[0] = v.x, x[1] = v.y;
   } else {
@@ -51,9 +51,7 @@ __device__ __forceinline__ void load_vector(const float* address, float (&x)[kVe
 
 template <int kVector>
 __device__ __forceinline__ void store_vector(float* address, const float (&x)[kVector]) {
-  if constexpr (kVector == 4) {
-    *reinterpret_cast<float4*>(address) = make_float4(x[0], x[1], x[2], x[3]);
-  } else if constexpr (kVector == 2) {
+  if constexpr (kVector == 2) {
     *reinterpret_cast<float2*>(address) = make_float2(x[0], x[1]);
   } else {
     *address = x[0];
@@ -144,7 +142,7 @@ template <int kFeatures>
 __device__ void load_rows(const InputFeatures& input, int64_t first, int64_t count, float* in) {
   const int column = threadIdx.x % kFeatures;
   const int64_t feature = first + column;
-  const int chunk_neurons = input.neurons_in_chunk();
+  const int chunk_neurons = neurons_in_chunk(input.type);
   const int chunks = static_cast<int>((input.inputs + chunk_neurons - 1) / chunk_neurons);
   for (int chunk = threadIdx.x / kFeatures; chunk < chunks; chunk += blockDim.x / kFeatures) {
     const int first_neuron = chunk * chunk_neurons;
@@ -153,7 +151,7 @@ __device__ void load_rows(const InputFeatures& input, int64_t first, int64_t cou
     if (feature >= count) {
       for (int k = 0; k < neurons; ++k) target[k * kFeatures] = 0.0f;
     } else {
-      input.for_each_of_chunk(feature, first_neuron, neurons, [=](int k, float x) { target[k * kFeatures] = x; });
+      for_each_of_chunk(input, feature, first_neuron, neurons, [=](int k, float x) { target[k * kFeatures] = x; });
     }
   }
 }
@@ -217,7 +215,8 @@ __device__ void store_tile(const ResidentStep& step, int64_t first_slot, int64_t
 }
 
 template <int kFeatures>
-__global__ void __launch_bounds__(kMaxThreads, 2) resident_kernel(const __grid_constant__ ResidentStep step) {
+__global__ void __launch_bounds__(Shape<kFeatures>::kMaxThreads, Shape<kFeatures>::kMinBlocks)
+    resident_kernel(const __grid_constant__ ResidentStep step) {
   extern __shared__ __align__(16) float buffers[];
   __shared__ StagedLayer staged[2];
   __shared__ uint32_t active_words[2];
@@ -296,7 +295,7 @@ cudaError_t launch(ResidentStep step, const PlanView& plan, cudaStream_t stream)
     }
   }
   const int64_t wanted = (units * Shape<kFeatures>::kLanes + 31) / 32 * 32;
-  const int threads = static_cast<int>(std::min<int64_t>(kMaxThreads, std::max<int64_t>(wanted, 64)));
+  const int threads = static_cast<int>(std::min<int64_t>(Shape<kFeatures>::kMaxThreads, std::max<int64_t>(wanted, 64)));
   // Sections are brought along where that costs no block its place.
   const bool staged = blocks_that_fit(block_bytes(step.max_width, kFeatures, words)) >=
                       blocks_that_fit(block_bytes(step.max_width, kFeatures, 0));

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "features.cuh"
+#include "input.h"
 #include "plan_view.h"
 
 namespace spdnn::cuda {
