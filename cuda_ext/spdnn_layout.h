@@ -40,18 +40,18 @@ inline constexpr int64_t kWordAlignment = 4;
   FIELD(int64_t, words)       /* length of the whole plan in words */              \
   FIELD(double, cap)          /* upper clip of every layer; infinity where there is none */
 
-#define SPDNN_LAYER_FIELDS(FIELD)                                                          \
-  FIELD(int64_t, inputs)                                                                   \
-  FIELD(int64_t, outputs)                                                                  \
-  FIELD(int64_t, edges)       /* stored edges of the original layer */                     \
-  FIELD(int64_t, first_run)                                                                \
-  FIELD(int64_t, runs)                                                                     \
-  FIELD(int64_t, first_word)  /* where the layer's sections begin */                       \
-  FIELD(int64_t, words)       /* length of its sections, which lie side by side */         \
+#define SPDNN_LAYER_FIELDS(FIELD)                                                            \
+  FIELD(int64_t, inputs)                                                                     \
+  FIELD(int64_t, outputs)                                                                    \
+  FIELD(int64_t, edges) /* stored edges of the original layer */                             \
+  FIELD(int64_t, first_run)                                                                  \
+  FIELD(int64_t, runs)                                                                       \
+  FIELD(int64_t, first_word)  /* where the layer's sections begin */                         \
+  FIELD(int64_t, words)       /* length of its sections, which lie side by side */           \
   FIELD(int64_t, next_words)  /* the next layer's `words`: a kernel fetches it in advance */ \
-  FIELD(int64_t, index_bits)  /* 16 where inputs <= 65536, else 32 */                      \
-  FIELD(int64_t, prunable)    /* 1: a feature all zero after this layer stays so */        \
-  FIELD(int64_t, bias_offset) /* float[outputs] in slot order; -1: one `bias` for all */   \
+  FIELD(int64_t, index_bits)  /* 16 where inputs <= 65536, else 32 */                        \
+  FIELD(int64_t, prunable)    /* 1: a feature all zero after this layer stays so */          \
+  FIELD(int64_t, bias_offset) /* float[outputs] in slot order; -1: one `bias` for all */     \
   FIELD(double, bias)
 
 #define SPDNN_RUN_FIELDS(FIELD)                                                      \

@@ -103,11 +103,11 @@ __device__ __forceinline__ void accumulate(const PlanRun& run, const Unit& unit,
   auto load_chunk = [&](int chunk) {
     return words.template load<Chunk>(run.index_offset, first_chunk + static_cast<int64_t>(chunk) * unit.width);
   };
-  auto load_features = [&](const Chunk& indices, float(&features)[kEdgeChunk][kVector]) {
+  auto load_features = [&](const Chunk& indices, float (&features)[kEdgeChunk][kVector]) {
 #pragma unroll
     for (int edge = 0; edge < kEdgeChunk; ++edge) load(index_of(indices, edge), features[edge]);
   };
-  auto multiply = [&](int chunk, const float(&features)[kEdgeChunk][kVector]) {
+  auto multiply = [&](int chunk, const float (&features)[kEdgeChunk][kVector]) {
     const int64_t first_edge = (first_chunk + static_cast<int64_t>(chunk) * unit.width) * kEdgeChunk;
 #pragma unroll
     for (int edge = 0; edge < kEdgeChunk; ++edge) {
@@ -188,11 +188,16 @@ __device__ __forceinline__ uint32_t clip_all(float (&sums)[kOutputs][kVector], f
 template <typename Body>
 __device__ __forceinline__ void dispatch_outputs(int64_t group_outputs, const Body& body) {
   switch (group_outputs) {
-    case 1: return body(std::integral_constant<int, 1>{});
-    case 2: return body(std::integral_constant<int, 2>{});
-    case 4: return body(std::integral_constant<int, 4>{});
-    case 8: return body(std::integral_constant<int, 8>{});
-    default: return body(std::integral_constant<int, 16>{});
+    case 1:
+      return body(std::integral_constant<int, 1>{});
+    case 2:
+      return body(std::integral_constant<int, 2>{});
+    case 4:
+      return body(std::integral_constant<int, 4>{});
+    case 8:
+      return body(std::integral_constant<int, 8>{});
+    default:
+      return body(std::integral_constant<int, 16>{});
   }
 }
 

@@ -1,7 +1,6 @@
-#include "activity.h"
-
 #include <algorithm>
 
+#include "activity.h"
 #include "tiles.cuh"
 
 namespace spdnn::cuda {
@@ -70,8 +69,8 @@ __global__ void start_kernel(int64_t features, int32_t* slots, int32_t* ids, int
   if (slot < features) slots[slot] = ids[slot] = static_cast<int32_t>(slot);
 }
 
-__global__ void __launch_bounds__(kTile * kTransposeRows) read_input_kernel(InputFeatures input, int64_t features,
-                                                                            float* target) {
+__global__ void __launch_bounds__(kTile* kTransposeRows)
+    read_input_kernel(InputFeatures input, int64_t features, float* target) {
   __shared__ float square[kTile][kTile + 1];
   const int64_t first_neuron = static_cast<int64_t>(blockIdx.x) * kTile;
   for (int64_t tile = blockIdx.y; tile * kTile < features; tile += gridDim.y) {
@@ -91,7 +90,7 @@ __global__ void __launch_bounds__(kTile * kTransposeRows) read_input_kernel(Inpu
   }
 }
 
-__global__ void __launch_bounds__(kTile * kTransposeRows) write_output_kernel(const __grid_constant__ OutputStep step) {
+__global__ void __launch_bounds__(kTile* kTransposeRows) write_output_kernel(const __grid_constant__ OutputStep step) {
   __shared__ float square[kTile][kTile + 1];
   const int64_t first_output = static_cast<int64_t>(blockIdx.x) * kTile;
   const int64_t count = *step.count;
@@ -115,7 +114,8 @@ __global__ void __launch_bounds__(kTile * kTransposeRows) write_output_kernel(co
 
 dim3 transpose_grid(int64_t features, int64_t neurons) {
   const int64_t tiles = (features + kTile - 1) / kTile;
-  return dim3(static_cast<unsigned>((neurons + kTile - 1) / kTile), static_cast<unsigned>(std::min<int64_t>(tiles, 4096)));
+  return dim3(static_cast<unsigned>((neurons + kTile - 1) / kTile),
+              static_cast<unsigned>(std::min<int64_t>(tiles, 4096)));
 }
 
 }  // namespace
@@ -127,14 +127,14 @@ cudaError_t launch_activity(const ActivityStep& step, cudaStream_t stream) {
 
 cudaError_t launch_start(int64_t features, int32_t* slots, int32_t* ids, int32_t* count, cudaStream_t stream) {
   constexpr int kThreads = 256;
-  start_kernel<<<static_cast<unsigned>((features + kThreads - 1) / kThreads), kThreads, 0, stream>>>(features, slots, ids,
-                                                                                                    count);
+  start_kernel<<<static_cast<unsigned>((features + kThreads - 1) / kThreads), kThreads, 0, stream>>>(features, slots,
+                                                                                                     ids, count);
   return cudaGetLastError();
 }
 
 cudaError_t launch_read_input(const InputFeatures& input, int64_t features, float* target, cudaStream_t stream) {
   read_input_kernel<<<transpose_grid(features, input.inputs), dim3(kTile, kTransposeRows), 0, stream>>>(input, features,
-                                                                                                      target);
+                                                                                                        target);
   return cudaGetLastError();
 }
 

@@ -10,15 +10,15 @@
 namespace spdnn::cuda {
 
 struct ActivityStep {
-  uint8_t* flags;          // of each feature in work: some output is not zero. Cleared for the next layer.
-  const int32_t* count;    // features in work
-  const int32_t* ids;      // feature of each slot
-  bool prunable;           // features without a flag may go
-  int32_t* next_slots;     // where the features that stay stand now
+  uint8_t* flags;        // of each feature in work: some output is not zero. Cleared for the next layer.
+  const int32_t* count;  // features in work
+  const int32_t* ids;    // feature of each slot
+  bool prunable;         // features without a flag may go
+  int32_t* next_slots;   // where the features that stay stand now
   int32_t* next_ids;
   int32_t* next_count;
-  int32_t* active;         // of this layer; may be null
-  bool* alive;             // (features), false at the launch; null before the last layer
+  int32_t* active;  // of this layer; may be null
+  bool* alive;      // (features), false at the launch; null before the last layer
 };
 
 cudaError_t launch_activity(const ActivityStep& step, cudaStream_t stream);
@@ -30,7 +30,7 @@ cudaError_t launch_start(int64_t features, int32_t* slots, int32_t* ids, int32_t
 cudaError_t launch_read_input(const InputFeatures& input, int64_t features, float* target, cudaStream_t stream);
 
 struct OutputStep {
-  const float* source;     // tiles
+  const float* source;  // tiles
   int64_t outputs;
   const int32_t* ids;
   const int32_t* count;

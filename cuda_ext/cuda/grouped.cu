@@ -1,19 +1,18 @@
-#include "grouped.h"
-
 #include <algorithm>
 #include <type_traits>
 
 #include "accumulate.cuh"
-#include "tiles.cuh"
+#include "grouped.h"
 #include "launch.h"
+#include "tiles.cuh"
 
 namespace spdnn::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int kVector = 4;             // features of a thread
-constexpr int kPanel = 32 * kVector;   // features of a warp
+constexpr int kVector = 4;            // features of a thread
+constexpr int kPanel = 32 * kVector;  // features of a warp
 
 struct RunArguments {
   PlanLayer layer;
@@ -64,8 +63,8 @@ __device__ __forceinline__ void compute_unit(const GroupedStep& step, const RunA
 
 // Work items count through the units of a panel of features first, so that the panel's input stays in the L2 cache.
 template <int kOutputs, bool kStored, typename Index>
-__global__ void __launch_bounds__(kThreads, 2) grouped_kernel(const __grid_constant__ GroupedStep step,
-                                                              const __grid_constant__ RunArguments arguments) {
+__global__ void __launch_bounds__(kThreads, 2)
+    grouped_kernel(const __grid_constant__ GroupedStep step, const __grid_constant__ RunArguments arguments) {
   const PlanRun& run = arguments.run;
   const int64_t count = *step.count;
   const bool gathered = *step.source_count != count;
@@ -109,11 +108,16 @@ cudaError_t launch(const GroupedStep& step, const RunArguments& arguments, cudaS
 template <bool kStored, typename Index>
 cudaError_t launch_run(const GroupedStep& step, const RunArguments& arguments, cudaStream_t stream) {
   switch (outputs_of_unit(arguments.run.group_outputs)) {
-    case 1: return launch<1, kStored, Index>(step, arguments, stream);
-    case 2: return launch<2, kStored, Index>(step, arguments, stream);
-    case 4: return launch<4, kStored, Index>(step, arguments, stream);
-    case 8: return launch<8, kStored, Index>(step, arguments, stream);
-    default: return launch<16, kStored, Index>(step, arguments, stream);
+    case 1:
+      return launch<1, kStored, Index>(step, arguments, stream);
+    case 2:
+      return launch<2, kStored, Index>(step, arguments, stream);
+    case 4:
+      return launch<4, kStored, Index>(step, arguments, stream);
+    case 8:
+      return launch<8, kStored, Index>(step, arguments, stream);
+    default:
+      return launch<16, kStored, Index>(step, arguments, stream);
   }
 }
 

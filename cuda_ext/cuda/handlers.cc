@@ -23,11 +23,18 @@ ffi::Error from_cuda(cudaError_t error) {
 
 bool read_type(ffi::DataType type, InputType* result) {
   switch (type) {
-    case ffi::DataType::F32: *result = InputType::kFloat32; return true;
+    case ffi::DataType::F32:
+      *result = InputType::kFloat32;
+      return true;
     case ffi::DataType::U8:
-    case ffi::DataType::PRED: *result = InputType::kUint8; return true;
-    case ffi::DataType::U32: *result = InputType::kPacked; return true;
-    default: return false;
+    case ffi::DataType::PRED:
+      *result = InputType::kUint8;
+      return true;
+    case ffi::DataType::U32:
+      *result = InputType::kPacked;
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -39,7 +46,8 @@ ffi::Error network(cudaStream_t stream, ffi::AnyBuffer y0, ffi::Buffer<ffi::Data
                    Result<ffi::DataType::S32> active, Result<ffi::DataType::U8> workspace,
                    ffi::Span<const int64_t> table, ffi::Span<const int64_t> schedule) {
   NetworkCall call;
-  if (const char* wrong = view_plan(table.begin(), static_cast<int64_t>(table.size()), &call.plan)) return invalid(wrong);
+  if (const char* wrong = view_plan(table.begin(), static_cast<int64_t>(table.size()), &call.plan))
+    return invalid(wrong);
   if (const char* wrong = check_plan(call.plan, static_cast<int64_t>(words.element_count()))) return invalid(wrong);
   call.words = words.typed_data();
   call.schedule = reinterpret_cast<const ScheduleStep*>(schedule.begin());
@@ -74,7 +82,8 @@ ffi::Error layer(cudaStream_t stream, ffi::Buffer<ffi::DataType::F32> y, ffi::Bu
   call.features = y.dimensions()[0];
   call.inputs = y.dimensions()[1];
   call.outputs = result->dimensions()[1];
-  if (static_cast<int64_t>(indptr.element_count()) != call.outputs + 1) return invalid("indptr must hold outputs + 1 entries");
+  if (static_cast<int64_t>(indptr.element_count()) != call.outputs + 1)
+    return invalid("indptr must hold outputs + 1 entries");
   call.y = y.typed_data();
   call.indptr = indptr.typed_data();
   call.indices = indices.typed_data();
@@ -116,8 +125,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnLayerCuda, spdnn::cuda::layer,
                               {xla::ffi::Traits::kCmdBufferCompatible});
 
 // The version of XLA's FFI interface that this library was built for, and the workspace of a call.
-extern "C" __attribute__((visibility("default"))) int64_t spdnn_cuda_workspace_bytes(const int64_t* table, int64_t count,
-                                                                                     int64_t features) {
+extern "C" __attribute__((visibility("default"))) int64_t spdnn_cuda_workspace_bytes(const int64_t* table,
+                                                                                     int64_t count, int64_t features) {
   spdnn::PlanView plan;
   return spdnn::view_plan(table, count, &plan) ? -1 : spdnn::cuda::workspace_bytes(plan, features);
 }

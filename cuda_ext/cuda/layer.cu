@@ -1,6 +1,6 @@
-#include "layer.h"
-
 #include <algorithm>
+
+#include "layer.h"
 
 namespace spdnn::cuda {
 namespace {
@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(kThreads) layer_kernel(const __grid_constant__
     }
 #pragma unroll
     for (int f = 0; f < kFeatures; ++f) {
-      if (first + f <= last) call.result[(first + f) * call.outputs + output] = fminf(fmaxf(sums[f] + bias, 0.0f), call.cap);
+      if (first + f <= last)
+        call.result[(first + f) * call.outputs + output] = fminf(fmaxf(sums[f] + bias, 0.0f), call.cap);
     }
   }
 }

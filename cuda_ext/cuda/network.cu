@@ -1,11 +1,10 @@
-#include "network.h"
-
 #include <algorithm>
 
 #include "activity.h"
-#include "tiles.cuh"
 #include "grouped.h"
+#include "network.h"
 #include "resident.h"
+#include "tiles.cuh"
 
 namespace spdnn::cuda {
 namespace {
@@ -169,9 +168,7 @@ class Launcher {
 
 }  // namespace
 
-int64_t workspace_bytes(const PlanView& plan, int64_t features) {
-  return Workspace{}.lay_out(nullptr, plan, features);
-}
+int64_t workspace_bytes(const PlanView& plan, int64_t features) { return Workspace{}.lay_out(nullptr, plan, features); }
 
 const char* check_schedule(const PlanView& plan, const ScheduleStep* schedule, int64_t steps) {
   int64_t next_layer = 0;

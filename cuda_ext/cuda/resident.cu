@@ -1,26 +1,27 @@
-#include "resident.h"
-
 #include <algorithm>
 #include <type_traits>
 
 #include "accumulate.cuh"
-#include "tiles.cuh"
 #include "launch.h"
+#include "resident.h"
+#include "tiles.cuh"
 
 namespace spdnn::cuda {
 namespace {
 
-constexpr int64_t kSharedBytes = 227 * 1024;         // of one multiprocessor of compute capability 9.0, for blocks
-constexpr int64_t kSharedReservedPerBlock = 1024;    // by the driver
-constexpr int64_t kSharedStatic = 1024;              // of the kernel
-constexpr int kWantedBlocks = 3;                     // per multiprocessor: one loads while others compute
+constexpr int64_t kSharedBytes = 227 * 1024;       // of one multiprocessor of compute capability 9.0, for blocks
+constexpr int64_t kSharedReservedPerBlock = 1024;  // by the driver
+constexpr int64_t kSharedStatic = 1024;            // of the kernel
+constexpr int kWantedBlocks = 3;                   // per multiprocessor: one loads while others compute
 
 constexpr int kLayerFields = sizeof(PlanLayer) / sizeof(int64_t);
 constexpr int kRunFields = sizeof(PlanRun) / sizeof(int64_t);
-constexpr int kStagedRuns = 4;                       // run records of a layer that are brought along
+constexpr int kStagedRuns = 4;  // run records of a layer that are brought along
 
 // Of one of the two buffers; a multiple of 16 bytes.
-__host__ __device__ int64_t buffer_floats(int64_t max_width, int features) { return (max_width * features + 3) / 4 * 4; }
+__host__ __device__ int64_t buffer_floats(int64_t max_width, int features) {
+  return (max_width * features + 3) / 4 * 4;
+}
 
 int64_t block_bytes(int64_t max_width, int features, int64_t staged_words) {
   return (2 * buffer_floats(max_width, features) + 2 * staged_words) * static_cast<int64_t>(sizeof(float));
@@ -29,8 +30,8 @@ int64_t block_bytes(int64_t max_width, int features, int64_t staged_words) {
 // Blocks of so much shared memory that one multiprocessor holds.
 int64_t blocks_that_fit(int64_t bytes) { return kSharedBytes / (bytes + kSharedStatic + kSharedReservedPerBlock); }
 
-// A block's features, as threads share them out: each thread has `kVector` features of one row group. Two, and not four,
-// keep the registers free for four warps a scheduler, without which the multiply-adds wait for one another.
+// A block's features, as threads share them out: each thread has `kVector` features of one row group. Two, and not
+// four, keep the registers free for four warps a scheduler, without which the multiply-adds wait for one another.
 template <int kFeatures>
 struct Shape {
   static constexpr int kVector = kFeatures < 2 ? 1 : 2;
@@ -61,8 +62,8 @@ __device__ __forceinline__ void store_vector(float* address, const float (&x)[kV
 // One run of one layer from `in` to `out`, both [neuron][kFeatures]. Returns a bit for each of the thread's features
 // that some output made active.
 template <int kFeatures, int kOutputs, bool kStored, typename Words>
-__device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const PlanRun& run, const Words& words, float cap,
-                                                const float* in, float* out) {
+__device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const PlanRun& run, const Words& words,
+                                                float cap, const float* in, float* out) {
   constexpr int kVector = Shape<kFeatures>::kVector, kLanes = Shape<kFeatures>::kLanes;
   const int lane = threadIdx.x % kLanes;
   const int groups = static_cast<int>(run.groups);
@@ -75,7 +76,7 @@ __device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const Pl
     start_with_bias(layer, run, unit, words, sums);
     accumulate<kOutputs, kVector, kStored, !kStored, uint16_t>(
         run, unit, words,
-        [=](uint32_t index, float(&x)[kVector]) { load_vector<kVector>(column + index * kFeatures, x); }, sums);
+        [=](uint32_t index, float (&x)[kVector]) { load_vector<kVector>(column + index * kFeatures, x); }, sums);
     active |= clip_all(sums, cap);
     float* target = out + unit.first_slot(run) * kFeatures + lane * kVector;
 #pragma unroll
@@ -111,9 +112,10 @@ __device__ __forceinline__ uint32_t compute_layer(const StagedLayer& staged, con
 }
 
 __device__ __forceinline__ void copy_async(uint32_t* target, const uint32_t* source) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(target))),
-               "l"(source)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(target))),
+      "l"(source)
+      : "memory");
 }
 
 // Starts to bring layer `l` along; `finish_staging` and a barrier make it visible. `first_run` is its first run.
@@ -326,13 +328,20 @@ int resident_features(int64_t max_width) {
 
 cudaError_t launch_resident(const ResidentStep& step, const PlanView& plan, cudaStream_t stream) {
   switch (step.tile) {
-    case 1: return launch<1>(step, plan, stream);
-    case 2: return launch<2>(step, plan, stream);
-    case 4: return launch<4>(step, plan, stream);
-    case 8: return launch<8>(step, plan, stream);
-    case 16: return launch<16>(step, plan, stream);
-    case 32: return launch<32>(step, plan, stream);
-    default: return cudaErrorInvalidConfiguration;
+    case 1:
+      return launch<1>(step, plan, stream);
+    case 2:
+      return launch<2>(step, plan, stream);
+    case 4:
+      return launch<4>(step, plan, stream);
+    case 8:
+      return launch<8>(step, plan, stream);
+    case 16:
+      return launch<16>(step, plan, stream);
+    case 32:
+      return launch<32>(step, plan, stream);
+    default:
+      return cudaErrorInvalidConfiguration;
   }
 }
 

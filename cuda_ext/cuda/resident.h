@@ -28,13 +28,13 @@ struct ResidentStep {
   const int32_t* count;  // slots in use; null: all features
   int64_t features;
 
-  float* target;          // tiles; null after the last layer
+  float* target;  // tiles; null after the last layer
   int32_t* target_ids;
-  int32_t* target_count;  // zero at the launch
-  int32_t* active;        // (layers), zero at the launch; may be null
-  bool* alive;            // (features), false at the launch; after the last layer
-  float* activations;     // (features, outputs), zero at the launch; after the last layer, null where not wanted
-  const int32_t* slot_of; // slot of each output neuron
+  int32_t* target_count;   // zero at the launch
+  int32_t* active;         // (layers), zero at the launch; may be null
+  bool* alive;             // (features), false at the launch; after the last layer
+  float* activations;      // (features, outputs), zero at the launch; after the last layer, null where not wanted
+  const int32_t* slot_of;  // slot of each output neuron
 };
 
 // Features that a block had best hold for layers of this width: a power of two, or 0 where not even one fits.

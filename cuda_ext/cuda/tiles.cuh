@@ -18,15 +18,16 @@ __host__ __device__ inline int64_t tiled_offset(int64_t slot, int64_t neuron, in
   return (slot / kTile * width + neuron) * kTile + slot % kTile;
 }
 
-inline int64_t tiled_floats(int64_t features, int64_t width) {
-  return (features + kTile - 1) / kTile * kTile * width;
-}
+inline int64_t tiled_floats(int64_t features, int64_t width) { return (features + kTile - 1) / kTile * kTile * width; }
 
 __device__ __forceinline__ float feature_at(const InputFeatures& input, int64_t feature, int64_t neuron) {
   switch (input.type) {
-    case InputType::kFloat32: return static_cast<const float*>(input.data)[feature * input.inputs + neuron];
-    case InputType::kUint8: return static_cast<const uint8_t*>(input.data)[feature * input.inputs + neuron];
-    default: break;
+    case InputType::kFloat32:
+      return static_cast<const float*>(input.data)[feature * input.inputs + neuron];
+    case InputType::kUint8:
+      return static_cast<const uint8_t*>(input.data)[feature * input.inputs + neuron];
+    default:
+      break;
   }
   const int64_t row = feature * ((input.inputs + 31) / 32);
   return static_cast<float>(static_cast<const uint32_t*>(input.data)[row + neuron / 32] >> (neuron % 32) & 1u);
