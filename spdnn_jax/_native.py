@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 
 try:
     from spdnn_jax import _core as core
@@ -75,11 +76,33 @@ def _register_cpu() -> None:
 
 def _register_cuda() -> None:
     """Registers the CUDA handlers, which load without a driver, so that programs can be lowered for a GPU anywhere."""
-    if not _CUDA_LIBRARY.exists():
+    if not has_cuda_library():
         return
-    library = ctypes.CDLL(str(_CUDA_LIBRARY))
     for name, symbol in ((NETWORK_TARGET, "SpdnnNetworkCuda"), (LAYER_TARGET, "SpdnnLayerCuda")):
-        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, symbol)), platform="CUDA")
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(_cuda(), symbol)), platform="CUDA")
+
+
+@functools.cache
+def _cuda() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(_CUDA_LIBRARY))
+    library.spdnn_cuda_workspace_bytes.restype = ctypes.c_int64
+    library.spdnn_cuda_workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    return library
+
+
+def has_cuda_library() -> bool:
+    """Whether the CUDA back end was built; it may still find no GPU."""
+    return _CUDA_LIBRARY.exists()
+
+
+def cuda_workspace_bytes(records: np.ndarray, features: int) -> int:
+    """Bytes of device memory that the CUDA back end needs beside its arguments and results.
+
+    Args:
+        records: int64, the records of a plan.
+        features: Number of features in a call.
+    """
+    return _cuda().spdnn_cuda_workspace_bytes(records.ctypes.data, records.size, features)
 
 
 _check_version(core)

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from spdnn_jax import _native, challenge, download, features, official_files, ops, radixnet, reference, report
+from spdnn_jax import _native, challenge, download, features, official_files, ops, planner, radixnet, reference, report
 from spdnn_jax.network import NetworkFile, SparseLayer
 from spdnn_jax.plan import Plan, build_plan
 
@@ -34,6 +34,7 @@ flags.DEFINE_enum(
     "backend", "auto", ["auto", "cuda", "cpu", "xla"], "Back end; auto: cuda where it can be used, else cpu."
 )
 flags.DEFINE_enum("compress", "none", ["none"], "Lossless compression of network and features.")
+flags.DEFINE_enum("kernel", "auto", list(planner.KERNELS), "CUDA kernel family; auto: the planner picks.")
 flags.DEFINE_integer("repeats", 5, "Timed inferences, after one that is not timed.", 1)
 flags.DEFINE_enum(
     "check", "sample", ["none", "sample", "full"], f"Features checked against the oracle: none, {_SAMPLE}, all."
@@ -217,7 +218,7 @@ def _build_plan(seconds: dict[str, float]) -> Plan:
 
     start = time.perf_counter()
     with report.progress_bar("building the plan", FLAGS.layers) as progress:
-        plan = build_plan(timed_layers(), cap=_cap(), progress=progress)
+        plan = build_plan(timed_layers(), cap=_cap(), kernel=FLAGS.kernel, progress=progress)
     seconds["read"] = read
     seconds["plan"] = time.perf_counter() - start - read
     return plan

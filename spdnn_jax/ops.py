@@ -19,7 +19,9 @@ def _network(plan: Plan, y0: jax.Array, backend: Backend, *, activations: bool, 
     if backend not in ("auto", "xla"):
         raise ValueError(f"backend must be 'auto' or 'xla', got {backend!r}")
     run = primitives.network_p.bind if backend == "auto" else primitives.network_xla
-    return list(run(jnp.asarray(y0), plan.words, table=plan.table, activations=activations, counts=counts))
+    return list(
+        run(jnp.asarray(y0), plan.words, table=plan.table, kernel=plan.kernel, activations=activations, counts=counts)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="backend")

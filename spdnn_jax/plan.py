@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from spdnn_jax import planner
 from spdnn_jax._extras import require
 from spdnn_jax._native import core
 from spdnn_jax.layout import PlanTable
@@ -24,17 +25,20 @@ class Plan:
     Attributes:
         words: uint32 (words,), the layout that ``cuda_ext/spdnn_layout.h`` defines.
         table: The static records at the head of ``words``.
+        kernel: CUDA kernel family to use throughout, or "auto": the planner picks.
     """
 
     words: jax.Array
     table: PlanTable
+    kernel: planner.Kernel = "auto"
 
     @classmethod
-    def from_words(cls, words: np.ndarray) -> "Plan":
+    def from_words(cls, words: np.ndarray, kernel: planner.Kernel = "auto") -> "Plan":
         """A plan from its words, on the default device.
 
         Args:
             words: uint32 (words,).
+            kernel: As in `build_plan`.
 
         Raises:
             ValueError: The words are no plan of this version, or cut short.
@@ -42,16 +46,17 @@ class Plan:
         table = PlanTable(words)
         if words.size != table.header["words"]:
             raise ValueError(f"the plan holds {words.size} words, its header says {table.header['words']}")
-        return cls(jax.device_put(words), table)
+        planner.schedule(table, kernel)  # says so now if it cannot be
+        return cls(jax.device_put(words), table, kernel)
 
-    def tree_flatten(self) -> tuple[tuple[jax.Array], PlanTable]:
-        """For JAX: the words are a leaf, the table is static."""
-        return (self.words,), self.table
+    def tree_flatten(self) -> tuple[tuple[jax.Array], tuple[PlanTable, planner.Kernel]]:
+        """For JAX: the words are a leaf, the rest is static."""
+        return (self.words,), (self.table, self.kernel)
 
     @classmethod
-    def tree_unflatten(cls, table: PlanTable, leaves: tuple[jax.Array]) -> "Plan":
+    def tree_unflatten(cls, static: tuple[PlanTable, planner.Kernel], leaves: tuple[jax.Array]) -> "Plan":
         """For JAX: the reverse of `tree_flatten`."""
-        return cls(leaves[0], table)
+        return cls(leaves[0], *static)
 
     @property
     def inputs(self) -> int:
@@ -105,6 +110,7 @@ class Plan:
                 f"outputs by size of their row group: {groups}",
                 f"edges with padding: {stored:,} ({100 * (stored / max(self.edges, 1) - 1):.1f}% more than stored), "
                 f"{100 * (runs['value_offset'] < 0).mean():.1f}% of the runs hold no values, one weight serves them",
+                f"on CUDA: {planner.schedule(self.table, self.kernel).reason}",
             ]
         )
 
@@ -144,6 +150,7 @@ def build_plan(
     network: SparseNetwork | Iterable[SparseLayer],
     *,
     cap: float | None = 32.0,
+    kernel: planner.Kernel = "auto",
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Plan:
@@ -155,6 +162,7 @@ def build_plan(
     Args:
         network: A network, or its layers in order.
         cap: Upper clip of every layer, None for none. Only for an iterable; a `SparseNetwork` has its own.
+        kernel: CUDA kernel family to use throughout; by default the planner picks one for each layer.
         threads: Layers worked on at a time; by default, the cores this process may use.
         progress: Called after each layer with the number of layers taken so far.
 
@@ -180,7 +188,7 @@ def build_plan(
         )
         if progress is not None:
             progress(count)
-    return Plan.from_words(builder.finish())
+    return Plan.from_words(builder.finish(), kernel)
 
 
 def _usable_cores() -> int:

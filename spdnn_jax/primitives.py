@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from spdnn_jax import layout
+from spdnn_jax import _native, layout, planner
 from spdnn_jax._native import LAYER_TARGET, NETWORK_TARGET
 from spdnn_jax.layout import PlanTable
 
@@ -103,9 +103,16 @@ def _stretch_xla(y: jax.Array, words: jax.Array, table: PlanTable, first: int, e
 
 
 def network_xla(
-    y0: jax.Array, words: jax.Array, *, table: PlanTable, activations: bool, counts: bool
+    y0: jax.Array,
+    words: jax.Array,
+    *,
+    table: PlanTable,
+    activations: bool,
+    counts: bool,
+    kernel: planner.Kernel = "auto",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What `network_p` computes, in plain XLA. Layers of one shape share one loop, so that compiling stays short."""
+    del kernel  # of the CUDA back end alone
     header = table.header
     if header["words"] > np.iinfo(np.int32).max:
         raise ValueError("the plain-XLA path addresses plans of at most 8 GiB: use a native back end")
@@ -141,7 +148,10 @@ network_p.multiple_results = True
 
 
 @network_p.def_abstract_eval
-def _network_abstract(y0: Any, words: Any, *, table: PlanTable, activations: bool, counts: bool) -> list[Any]:
+def _network_abstract(
+    y0: Any, words: Any, *, table: PlanTable, kernel: planner.Kernel, activations: bool, counts: bool
+) -> list[Any]:
+    del kernel  # of the CUDA back end alone
     header = table.header
     width = int(header["inputs"])
     if y0.dtype == PACKED:
@@ -165,9 +175,26 @@ def _network_abstract(y0: Any, words: Any, *, table: PlanTable, activations: boo
     ]
 
 
-def _network_native(ctx: Any, y0: Any, words: Any, *, table: PlanTable, **unused: Any) -> Sequence[Any]:
+def _network_cpu(ctx: Any, y0: Any, words: Any, *, table: PlanTable, **unused: Any) -> Sequence[Any]:
     del unused  # the shapes of the results say what is wanted
     return jax.ffi.ffi_lowering(NETWORK_TARGET)(ctx, y0, words, table=table.records)
+
+
+def _network_cuda(
+    y0: jax.Array, words: jax.Array, *, table: PlanTable, kernel: planner.Kernel, activations: bool, counts: bool
+) -> Sequence[jax.Array]:
+    """The custom call, with its workspace as one result more."""
+    features = y0.shape[0]
+    workspace = _native.cuda_workspace_bytes(table.records, features)
+    results = [
+        jax.ShapeDtypeStruct((features, int(table.header["outputs"]) if activations else 0), jnp.float32),
+        jax.ShapeDtypeStruct((features,), jnp.bool_),
+        jax.ShapeDtypeStruct((len(table.layers) if counts else 0,), jnp.int32),
+        jax.ShapeDtypeStruct((workspace,), jnp.uint8),
+    ]
+    call = jax.ffi.ffi_call(NETWORK_TARGET, results)
+    schedule = planner.schedule(table, kernel).records
+    return call(y0, words, table=table.records, schedule=schedule)[:3]
 
 
 def _network_batch(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[list[Any], list[int]]:
@@ -222,7 +249,7 @@ def _layer_abstract(y: Any, indptr: Any, indices: Any, values: Any, bias: Any, *
     return y.update(shape=(y.shape[0], outputs), dtype=jnp.dtype("float32"))
 
 
-def _layer_native(ctx: Any, *args: Any, cap: float) -> Sequence[Any]:
+def _layer_custom_call(ctx: Any, *args: Any, cap: float) -> Sequence[Any]:
     return jax.ffi.ffi_lowering(LAYER_TARGET)(ctx, *args, cap=np.float32(cap))
 
 
@@ -267,16 +294,22 @@ def _map_over_batch(
     return results, [0] * len(results)
 
 
-def _register(primitive: Primitive, native: Any, xla: Any, batch: Any, jvp: Any) -> None:
+def _register(primitive: Primitive, native: dict[str, Any], xla: Any, batch: Any, jvp: Any) -> None:
     primitive.def_impl(functools.partial(jax.jit(primitive.bind, static_argnames=_STATIC[primitive.name])))
     mlir.register_lowering(primitive, mlir.lower_fun(xla, multiple_results=primitive.multiple_results))
-    for platform in ("cpu", "cuda"):
-        mlir.register_lowering(primitive, native, platform=platform)
+    for platform, rule in native.items():
+        mlir.register_lowering(primitive, rule, platform=platform)
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = jvp
 
 
-_STATIC = {"spdnn_network": ("table", "activations", "counts"), "spdnn_layer": ("cap",)}
+_STATIC = {"spdnn_network": ("table", "kernel", "activations", "counts"), "spdnn_layer": ("cap",)}
+
+_network_native: dict[str, Any] = {"cpu": _network_cpu}
+_layer_native: dict[str, Any] = {"cpu": _layer_custom_call}
+if _native.has_cuda_library():
+    _network_native["cuda"] = mlir.lower_fun(_network_cuda, multiple_results=True)
+    _layer_native["cuda"] = _layer_custom_call
 
 _register(network_p, _network_native, network_xla, _network_batch, _network_jvp)
 _register(layer_p, _layer_native, layer_xla, _layer_batch, _layer_jvp)

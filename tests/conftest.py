@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -32,6 +33,13 @@ def cuda() -> None:
     if os.environ.get("SPDNN_REQUIRE_CUDA") == "1":
         pytest.fail(f"SPDNN_REQUIRE_CUDA=1, but {reason}")
     pytest.skip(reason)
+
+
+@pytest.fixture
+def on_cpu() -> Iterator[None]:
+    """Runs a test on the CPU back end, on a machine with a GPU, too."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
 
 
 def random_layer(

@@ -170,6 +170,7 @@ def test_layer(backend: ops.Backend, cap: float | None, one_value: bool) -> None
     assert_close(layer(sparse_layer, y, cap=cap, backend=backend), dense_reference(network, y))
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_layer_refuses_indices_out_of_range() -> None:
     good = SparseLayer.from_dense(np.ones((4, 4)))
     bad = dataclasses.replace(good, indices=np.asarray(good.indices) + 1)
@@ -193,6 +194,7 @@ def test_wrong_features_are_named() -> None:
         layer(SparseLayer.from_dense(np.ones((4, 4))), jnp.zeros((2, 5)))
 
 
+@pytest.mark.usefixtures("on_cpu")
 @pytest.mark.parametrize("kernels", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(kernels: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPDNN_CPU_KERNELS", kernels)
@@ -207,6 +209,7 @@ def test_every_instruction_set(kernels: str, monkeypatch: pytest.MonkeyPatch) ->
     assert_close(got, dense_reference(network, y0))
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_unknown_kernels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPDNN_CPU_KERNELS", "sse9")
     with pytest.raises(jax.errors.JaxRuntimeError, match="SPDNN_CPU_KERNELS names no kernels"):

@@ -1,0 +1,143 @@
+"""The CUDA kernel families, on a GPU; and what can be tested of them without one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from spdnn_jax import (
+    SparseLayer,
+    SparseNetwork,
+    _native,
+    build_plan,
+    features,
+    infer,
+    ops,
+    planner,
+    radixnet,
+    reference,
+)
+from tests.conftest import dense_reference, random_network
+
+FAMILIES = ("grouped", "resident")
+
+
+def assert_close(got: jax.Array, expected: np.ndarray) -> None:
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, atol=2e-5 * scale)
+
+
+# --- without a GPU ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not _native.has_cuda_library(), reason="built without CUDA")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lowers_to_one_custom_call_with_a_workspace(family: planner.Kernel) -> None:
+    plan = build_plan(radixnet.layers(64, 20), kernel=family)
+    y0 = jnp.ones((100, 64), jnp.uint8)
+    text = ops.categories.trace(plan, y0).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@spdnn_network") == 1
+    workspace = _native.cuda_workspace_bytes(plan.table.records, 100)
+    assert f"tensor<{workspace}xui8>" in text
+    assert workspace >= 2 * 64 * 128 * 4, "two buffers of activations"
+
+
+def test_schedule_covers_all_layers_in_order() -> None:
+    for count in (1, 2, 3, 17, 120, 1920, 9000):
+        table = build_plan(radixnet.layers(32, count)).table
+        for family in FAMILIES:
+            steps = planner.schedule(table, family).steps
+            assert [step.first for step in steps] == [0, *(step.end for step in steps[:-1])]
+            assert steps[-1].end == count
+            assert all(step.end - step.first == 1 for step in steps) or family == "resident"
+
+
+def test_the_planner_looks_at_the_width() -> None:
+    narrow, wide = build_plan(random_network(0, [50, 60])), build_plan(random_network(0, [5000, 6], density=0.01))
+    assert planner.schedule(narrow.table).steps[0].family == "resident"
+    assert planner.schedule(wide.table).steps[0].family == "grouped"
+    assert "5000 neurons" in wide.summary()
+
+
+def test_an_unknown_family_is_refused() -> None:
+    with pytest.raises(ValueError, match="kernel must be one of auto, grouped, resident"):
+        build_plan(random_network(0, [5, 6]), kernel="fast")  # pyright: ignore[reportArgumentType]
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 31, 32, 33, 127, 128, 129, 1000])
+@pytest.mark.parametrize("form", ["float32", "uint8", "packed"])
+def test_every_tile_boundary(family: planner.Kernel, count: int, form: str) -> None:
+    network = random_network(7, [45, 33, 64, 20], bias="negative", grouped=3)
+    plain = np.random.default_rng(count).random((count, 45)) < 0.3
+    y0 = features.pack_bits(plain) if form == "packed" else plain.astype(form)
+    plan = build_plan(network, kernel=family)
+    expected = dense_reference(network, plain)
+    assert_close(infer(plan, y0), expected)
+    alive, active = ops.categories_and_active(plan, y0)
+    np.testing.assert_array_equal(alive, expected.any(axis=1))
+    assert active[-1] == expected.any(axis=1).sum()
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bias", ["vector", "scalar", "negative"])
+@pytest.mark.parametrize("one_value", [True, False])
+@pytest.mark.parametrize("grouped", [1, 5, 40])
+@pytest.mark.parametrize("widths", [[1, 1, 1], [2000, 3, 1500], [100, 333, 77, 500, 9]])
+def test_odd_networks(family: planner.Kernel, bias: str, one_value: bool, grouped: int, widths: list[int]) -> None:
+    network = random_network(3, widths, bias=bias, one_value=one_value, grouped=grouped, density=0.1)
+    y0 = np.random.default_rng(0).random((77, widths[0]), np.float32)
+    assert_close(infer(build_plan(network, kernel=family), y0), dense_reference(network, y0))
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("edges", [0, 1, 5000])
+def test_rows_of_any_length(family: planner.Kernel, edges: int) -> None:
+    generator = np.random.default_rng(edges)
+    dense = np.zeros((6000, 9))
+    dense[generator.choice(6000, edges, replace=False), 4] = generator.normal(size=edges) * 0.1
+    network = SparseNetwork((SparseLayer.from_dense(dense, -0.01),))
+    y0 = generator.random((70, 6000), np.float32)
+    assert_close(infer(build_plan(network, kernel=family), y0), dense_reference(network, y0))
+
+
+@pytest.mark.usefixtures("cuda")
+def test_indices_of_32_bits() -> None:
+    network = random_network(5, [70001, 50, 70001, 4], density=0.001)
+    y0 = np.random.default_rng(0).random((20, 70001), np.float32)
+    assert_close(infer(build_plan(network), y0), dense_reference(network, y0))
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("neurons", [1024, 4096])
+def test_challenge_networks_give_the_oracle_s_categories(family: planner.Kernel, neurons: int) -> None:
+    y0 = features.digits(neurons, 2000)
+    expected = reference.infer(radixnet.layers(neurons, 40), y0)
+    alive, active = ops.categories_and_active(build_plan(radixnet.layers(neurons, 40), kernel=family), y0)
+    np.testing.assert_array_equal(alive, expected.categories)
+    assert active[-1] == expected.active[-1]
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_bits_in_20_runs(family: planner.Kernel) -> None:
+    network = random_network(3, [200, 150, 100], bias="negative")
+    y0 = np.random.default_rng(0).random((1000, 200), np.float32)
+    plan = build_plan(network, kernel=family)
+    first = np.asarray(infer(plan, y0))
+    for _ in range(20):
+        np.testing.assert_array_equal(np.asarray(infer(plan, y0)), first)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_too_wide_for_residence_is_said() -> None:
+    plan = build_plan(random_network(0, [60000, 3], density=0.001), kernel="resident")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="too wide for shared memory"):
+        jax.block_until_ready(infer(plan, jnp.zeros((1, 60000))))
