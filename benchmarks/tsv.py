@@ -1,4 +1,4 @@
-"""Reading one official layer (N = 16384, 524,288 edges): pyarrow against numpy.loadtxt, the same file.
+"""Reading one layer in the official format (N = 16384, 524,288 edges): pyarrow against numpy.loadtxt, the same file.
 
 python benchmarks/tsv.py
 """
@@ -33,7 +33,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.tsv"
         with path.open("w") as file:
-            file.writelines(f"{i + 1}\t{j + 1}\t0.0625\n" for i, j in zip(layer.indices, outputs, strict=True))
+            file.writelines(
+                f"{i + 1}\t{j + 1}\t{radixnet.WEIGHT:e}\n" for i, j in zip(layer.indices, outputs, strict=True)
+            )
         ours = seconds(lambda: official_files.read_layer(path, NEURONS))
         loadtxt = seconds(lambda: np.loadtxt(path))
     result = {"edges": layer.edges, "ours": ours, "numpy.loadtxt": loadtxt, "versions": report.versions()}

@@ -4,6 +4,7 @@ Specification: Kepner et al., "Sparse Deep Neural Network Graph Challenge", HPEC
 """
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ LAYERS = (120, 480, 1920)
 FEATURES = 60000
 EDGES_PER_NEURON = 32
 CAP = 32.0
+
+_CATEGORY = re.compile(r"[1-9][0-9]{0,17}")  # what 64 bits hold
 
 
 def nominal_edges(features: int, layer_edges: np.ndarray) -> int:
@@ -51,15 +54,23 @@ def read_categories(path: str | os.PathLike[str]) -> np.ndarray:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: A line is no positive integer; the message names it.
+        ValueError: A line is no positive integer, is not above the one before, or has no end; the message names it.
     """
-    ids = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        first = line.split("\t")[0].strip()
-        if not first.isascii() or not first.isdigit() or int(first) < 1:
-            raise ValueError(f"{path}, line {number}: expected a feature's index, counted from 1, found {line[:40]!r}")
-        ids.append(int(first))
-    return np.unique(np.asarray(ids, np.int64))
+    ids: list[int] = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(True), start=1):
+        found = _CATEGORY.fullmatch(line.split("\t")[0].strip())
+        if not found:
+            raise ValueError(
+                f"{path}, line {number}: expected a feature's index, counted from 1, found {line.rstrip()[:40]!r}"
+            )
+        if not line.endswith("\n"):
+            raise ValueError(f"{path}, line {number}: the line has no end: the file is cut short; fetch it again")
+        ids.append(int(found[0]))
+        if len(ids) > 1 and ids[-1] <= ids[-2]:
+            raise ValueError(
+                f"{path}, line {number}: {ids[-1]} follows {ids[-2]}, but categories ascend: fetch the file again"
+            )
+    return np.asarray(ids, np.int64)
 
 
 def write_categories(path: str | os.PathLike[str], ids: Iterable[int]) -> None:

@@ -5,6 +5,7 @@ official ones are.
 """
 
 import gzip
+import hashlib
 import math
 import os
 import zlib
@@ -17,7 +18,8 @@ from spdnn_jax._extras import require
 
 Progress = Callable[[int], None]
 
-_CHUNK = 1000  # images resized at a time
+_CHUNK = 1000  # images drawn at a time
+_CHUNK_PIXELS = 1 << 20  # pixels resized at a time: what bounds the memory of wide networks
 _DIGITS_DENSITY = 0.10
 _MNIST_THRESHOLD = 0.72 * 255
 _IDX_IMAGES = 0x00000803
@@ -36,9 +38,11 @@ def random(neurons: int, count: int, density: float = 0.1, seed: int = 0) -> np.
         uint8 (count, neurons) of 0 and 1.
 
     Raises:
-        ValueError: count is not positive.
+        ValueError: count is not positive, or density is no share.
     """
     _check_count(count)
+    if not 0 <= density <= 1:
+        raise ValueError(f"density must lie between 0 and 1, got {density}")
     generator = np.random.default_rng(seed)
     result = np.empty((count, neurons), np.uint8)
     for first in range(0, count, _CHUNK):
@@ -95,7 +99,7 @@ def digits(neurons: int, count: int, seed: int = 0, progress: Progress | None = 
     while filled < count:
         varied = _vary(images, generator, min(_CHUNK, count), side) > threshold
         for row in _flatten(varied):
-            key = np.packbits(row).tobytes()
+            key = hashlib.blake2b(np.packbits(row).tobytes(), digest_size=16).digest()  # rows would fill memory
             if key in seen:
                 rejected += 1
                 continue
@@ -127,9 +131,14 @@ def _vary(images: np.ndarray, generator: np.random.Generator, count: int, side: 
         position = from_y[:, None, None] * y + from_x[:, None, None] * x + offset
         return (position + (size - 1) / 2).astype(np.float32)
 
-    rows = coordinate(cos * scale[0], (sin + shear) * scale[0], shift[0])
-    columns = coordinate(-sin * scale[1], cos * scale[1], shift[1])
-    return _bilinear(chosen, rows, columns)
+    result = np.empty((count, side, side), np.float32)
+    step = max(1, _CHUNK_PIXELS // (side * side))
+    for first in range(0, count, step):
+        part = slice(first, first + step)
+        rows = coordinate((cos * scale[0])[part], ((sin + shear) * scale[0])[part], shift[0, part])
+        columns = coordinate((-sin * scale[1])[part], (cos * scale[1])[part], shift[1, part])
+        result[part] = _bilinear(chosen[part], rows, columns)
+    return result
 
 
 def _bilinear(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -174,8 +183,9 @@ def mnist(
     if count > len(images):
         raise ValueError(f"{directory} holds {len(images)} images, {count} were asked for: lower --features")
     result = np.empty((count, neurons), np.uint8)
-    for first in range(0, count, _CHUNK):
-        part = images[first : min(first + _CHUNK, count)]
+    step = max(1, _CHUNK_PIXELS // neurons)
+    for first in range(0, count, step):
+        part = images[first : min(first + step, count)]
         result[first : first + len(part)] = _flatten(_fourier_resize(part, side) >= _MNIST_THRESHOLD)
         if progress is not None:
             progress(first + len(part))

@@ -126,8 +126,14 @@ class SparseLayer:
     ) -> "SparseLayer":
         if duplicates not in ("sum", "refuse"):
             raise ValueError(f"duplicates must be 'sum' or 'refuse', got {duplicates!r}")
+        if len(shape) != 2:
+            raise ValueError(f"the weights must be a matrix (inputs, outputs), got shape {tuple(shape)}")
+        if np.iscomplexobj(values):
+            raise ValueError("the weights are complex: pass real ones")
         inputs, outputs = (int(size) for size in shape)
         row, column = np.asarray(row, np.int64), np.asarray(column, np.int64)
+        if min(row.min(initial=0), column.min(initial=0)) < 0:
+            raise ValueError("an edge names a negative neuron: neurons count from 0")
         values = np.asarray(values, np.float64)
         order = np.lexsort((row, column))
         row, column, values = row[order], column[order], values[order]
@@ -144,8 +150,9 @@ class SparseLayer:
             row, column = row[first], column[first]
         indptr = np.zeros(outputs + 1, np.int64)
         np.cumsum(np.bincount(column, minlength=outputs), out=indptr[1:])
-        layer = cls(indptr, row.astype(np.int32), values.astype(np.float32), np.asarray(bias, np.float32), inputs)
-        return layer.validate()
+        with np.errstate(over="ignore"):  # validate names what does not fit
+            values = values.astype(np.float32)
+        return cls(indptr, row.astype(np.int32), values, np.asarray(bias, np.float32), inputs).validate()
 
     def validate(self, name: str = "the layer") -> "SparseLayer":
         """Checks the arrays on the host.
@@ -157,13 +164,17 @@ class SparseLayer:
             The layer itself.
 
         Raises:
-            ValueError: Shapes do not fit, an index is out of range, indices are not ascending, or a weight or bias is
-                not finite.
+            ValueError: Shapes or kinds of numbers do not fit, an index is out of range, indices are not ascending, or a
+                weight or bias is not finite.
         """
         indptr, indices = np.asarray(self.indptr), np.asarray(self.indices)
         values, bias = np.asarray(self.values), np.asarray(self.bias)
         if indptr.ndim != 1 or indptr.size == 0 or indices.ndim != 1:
             raise ValueError(f"{name}: indptr must have shape (outputs + 1,) and indices (edges,)")
+        if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
+            raise ValueError(f"{name}: indptr and indices must be integers, got {indptr.dtype} and {indices.dtype}")
+        if not all(jnp.isdtype(array.dtype, ("real floating", "integral")) for array in (values, bias)):
+            raise ValueError(f"{name}: values and bias must be real numbers, got {values.dtype} and {bias.dtype}")
         if values.shape not in ((), indices.shape):
             raise ValueError(f"{name}: values must have shape () or ({indices.size},), got {values.shape}")
         if bias.shape not in ((), (self.outputs,)):
@@ -213,10 +224,7 @@ class SparseNetwork:
             raise ValueError("a network needs at least one layer")
         check_cap(self.cap)
         for number, (before, after) in enumerate(zip(self.layers, self.layers[1:], strict=False), start=2):
-            if after.inputs != before.outputs:
-                raise ValueError(
-                    f"layer {number} has {after.inputs} inputs, but layer {number - 1} has {before.outputs} outputs"
-                )
+            _check_chain(number, before.outputs, after)
 
     @property
     def inputs(self) -> int:
@@ -269,6 +277,13 @@ def check_cap(cap: float | None) -> None:
         raise ValueError(f"cap must be positive, or None for none; got {cap}")
 
 
+def _check_chain(number: int, outputs_before: int, layer: SparseLayer) -> None:
+    if layer.inputs != outputs_before:
+        raise ValueError(
+            f"layer {number} has {layer.inputs} inputs, but layer {number - 1} has {outputs_before} outputs"
+        )
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 #
 # A network file is a safetensors file: per layer "<number>.indptr", ".indices", ".values" and ".bias", numbers from 1.
@@ -294,7 +309,7 @@ def save_layers(
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
-        ValueError: There are more layers than announced.
+        ValueError: There are more or fewer layers than announced, a layer is malformed, or does not fit the one before.
     """
     check_cap(cap)
     target = Path(path)
@@ -305,13 +320,15 @@ def save_layers(
     try:
         with partial.open("wb") as file:
             file.seek(8 + room)
-            offset = 0
+            offset = outputs = 0
             for number, layer in enumerate(layers, start=1):
+                layer.validate(f"layer {number}")  # before indices are narrowed, which would wrap wrong ones into range
+                if number > 1:
+                    _check_chain(number, outputs, layer)
+                outputs = layer.outputs
                 inputs.append(layer.inputs)
                 for field in _FIELDS:
-                    array = np.asarray(getattr(layer, field))
-                    if field == "indices" and layer.inputs <= np.iinfo(np.uint16).max + 1:
-                        array = array.astype(np.uint16)
+                    array = np.asarray(getattr(layer, field), _stored_dtype(field, layer.inputs))
                     header[f"{number}.{field}"] = {
                         "dtype": _CODES[array.dtype.name],
                         "shape": list(array.shape),
@@ -319,15 +336,21 @@ def save_layers(
                     }
                     file.write(np.ascontiguousarray(array).data)
                     offset += array.nbytes
+            if len(inputs) != count:
+                raise ValueError(f"{len(inputs)} layers came where {count} were announced")
             header["__metadata__"] = {"format": _FORMAT, "cap": json.dumps(cap), "inputs": json.dumps(inputs)}
             encoded = json.dumps(header, separators=(",", ":")).encode()
-            if len(encoded) > room:
-                raise ValueError(f"{len(inputs)} layers came where {count} were announced")
             file.seek(0)
             file.write(room.to_bytes(8, "little") + encoded.ljust(room))
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _stored_dtype(field: str, inputs: int) -> type[np.generic]:
+    if field == "indices":
+        return np.uint16 if inputs <= np.iinfo(np.uint16).max + 1 else np.int32
+    return np.int64 if field == "indptr" else np.float32
 
 
 class NetworkFile(Iterable[SparseLayer]):

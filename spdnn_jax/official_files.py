@@ -44,32 +44,35 @@ def layers(directory: str | os.PathLike[str], neurons: int, count: int) -> Itera
         ValueError: A file is malformed; the message names file, line and cure.
     """
     with contextlib.ExitStack() as stack:
-        folder = _find_network(Path(directory), neurons, count, stack)
-        paths = [folder / f"n{neurons}-l{number}.tsv" for number in range(1, count + 1)]
-        for path in paths:
-            if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing: {count} layers were asked for; {_CURE}, or lower --layers")
+        folder, shown = _find_network(Path(directory), neurons, count, stack)
+        names = [f"n{neurons}-l{number}.tsv" for number in range(1, count + 1)]
+        for name in names:
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{shown}/{name} is missing: {count} layers were asked for; {_CURE}, or lower --layers"
+                )
         workers = os.cpu_count() or 1
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         ahead: deque[Any] = deque()
-        for path in paths:
-            ahead.append(pool.submit(read_layer, path, neurons))
+        for name in names:
+            ahead.append(pool.submit(read_layer, folder / name, neurons, f"{shown}/{name}"))
             if len(ahead) > workers:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def _find_network(directory: Path, neurons: int, count: int, stack: contextlib.ExitStack) -> Path:
+def _find_network(directory: Path, neurons: int, count: int, stack: contextlib.ExitStack) -> tuple[Path, str]:
+    """The folder of the layers and its name for messages: an archive's own, not that of its temporary folder."""
     name = f"neuron{neurons}"
     for folder in (directory / name, directory):
         if (folder / f"n{neurons}-l1.tsv").is_file():
-            return folder
+            return folder, str(folder)
     packed = directory / f"{name}.tar.gz"
     if packed.is_file():
         target = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spdnn-")))
         _unpack(packed, neurons, count, target)
-        return target / name
+        return target / name, f"{packed}: {name}"
     raise FileNotFoundError(
         f"{directory} holds neither {name}/n{neurons}-l1.tsv nor {packed.name}: point --dataset_dir at the official "
         "files, or fetch them with spdnn download"
@@ -85,7 +88,7 @@ def _unpack(packed: Path, neurons: int, count: int, target: Path) -> None:
                     raise tarfile.AbsolutePathError(member)
                 tarfile.data_filter(member, str(target))  # raises where a member points outside
                 found = wanted.fullmatch(member.name.removeprefix("./"))
-                if found and int(found[1]) <= count:
+                if found and member.isfile() and int(found[1]) <= count:
                     archive.extract(member, target, filter="data")
             while stream.read(1 << 20):
                 pass  # to the end, where the checksum stands
@@ -95,12 +98,13 @@ def _unpack(packed: Path, neurons: int, count: int, target: Path) -> None:
         raise ValueError(f"{packed}: the archive is corrupt or cut short ({error}): {_CURE}") from None
 
 
-def read_layer(path: Path, neurons: int) -> SparseLayer:
+def read_layer(path: Path, neurons: int, name: str | None = None) -> SparseLayer:
     """Reads one layer of an official network.
 
     Args:
         path: A TSV file of (input neuron, output neuron, weight), counted from 1.
         neurons: Width N.
+        name: What to call the file in messages; by default, its path.
 
     Returns:
         The layer, with one shared value where all weights are equal.
@@ -109,27 +113,28 @@ def read_layer(path: Path, neurons: int) -> SparseLayer:
         OSError: The file cannot be read.
         ValueError: The file is malformed; the message names line and cure.
     """
-    inputs, outputs, values = _read_table(path)
+    name = name or str(path)
+    inputs, outputs, values = _read_table(path, name)
     for column in (inputs, outputs):
-        _check_range(path, column, neurons, "neuron")
+        _check_range(name, column, neurons, "neuron")
     if not np.isfinite(values).all():
         line = int(np.argmin(np.isfinite(values))) + 1
-        raise ValueError(f"{path}, line {line}: the weight {values[line - 1]} is not a finite number; {_CURE}")
+        raise ValueError(f"{name}, line {line}: the weight {values[line - 1]} is not a finite number; {_CURE}")
     edges = np.bincount(outputs, minlength=neurons + 1)[1:]
     if (edges != EDGES_PER_NEURON).any():
         short = int(np.argmax(edges != EDGES_PER_NEURON))
         raise ValueError(
-            f"{path}, line {inputs.size}: output neuron {short + 1} has {edges[short]} edges at the end of the file, "
+            f"{name}, line {inputs.size}: output neuron {short + 1} has {edges[short]} edges at the end of the file, "
             f"where an official network of {neurons} neurons has {EDGES_PER_NEURON}: the file is cut short or of "
             f"another network; {_CURE}"
         )
     keys = (outputs.astype(np.int64) - 1) * neurons + (inputs - 1)
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    if (keys[1:] == keys[:-1]).any():
-        line = int(order[1 + int(np.argmax(keys[1:] == keys[:-1]))]) + 1
-        raise ValueError(f"{path}, line {line}: the edge stands in the file twice; {_CURE}")
-    values = values[order]
+    if (keys[1:] <= keys[:-1]).any():  # the official files are in order
+        order = np.argsort(keys, kind="stable")
+        keys, values = keys[order], values[order]
+        if (keys[1:] == keys[:-1]).any():
+            line = int(order[1 + int(np.argmax(keys[1:] == keys[:-1]))]) + 1
+            raise ValueError(f"{name}, line {line}: the edge stands in the file twice; {_CURE}")
     if (values == values[0]).all():
         values = values[0]
     indptr = np.concatenate([[0], np.cumsum(edges)])
@@ -197,51 +202,72 @@ def features(directory: str | os.PathLike[str], neurons: int, count: int) -> np.
             "or choose other --inputs"
         )
     result = np.zeros((count, neurons), np.uint8)
-    first_line = 1
-    for rows, pixels, values in _read_tables(path):
-        _check_range(path, rows, np.iinfo(np.int32).max, "feature", first_line)
-        _check_range(path, pixels, neurons, "pixel", first_line)
+    first_line, last_feature = 1, 0
+    for rows, pixels, values in _read_tables(path, str(path)):
+        _check_range(str(path), rows, np.iinfo(np.int32).max, "feature", first_line)
+        _check_range(str(path), pixels, neurons, "pixel", first_line)
+        binary = (values == 0) | (values == 1)
+        if not binary.all():
+            line = int(np.argmin(binary))
+            raise ValueError(f"{path}, line {first_line + line}: a pixel is 0 or 1, found {values[line]}; {_CURE}")
         kept = (rows <= count) & (values != 0)
         result[rows[kept] - 1, pixels[kept] - 1] = 1
         first_line += rows.size
+        last_feature = max(last_feature, int(rows.max(initial=0)))
+    if last_feature < count:
+        raise ValueError(
+            f"{path}, line {first_line - 1}: the last feature is {last_feature}, {count} were asked for: "
+            f"lower --features, or {_CURE}"
+        )
     return result
 
 
 # --- TSV --------------------------------------------------------------------------------------------------------------
 
 
-def _read_table(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    batches = list(_read_tables(path, threads=False))
+def _read_table(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    batches = list(_read_tables(path, name, threads=False))
     first, second, third = (np.concatenate(columns) for columns in zip(*batches, strict=True))
     return first, second, third
 
 
-def _read_tables(path: Path, threads: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _read_tables(path: Path, name: str, threads: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Batches of rows, so that memory stays bounded; raises ValueError with the line of what is malformed."""
     csv = require("pyarrow.csv", extra="data", purpose="reading TSV files")
     arrow = require("pyarrow", extra="data", purpose="reading TSV files")
     names = [str(k) for k in range(len(_COLUMNS))]
     types = dict(zip(names, (getattr(arrow, name)() for name in _COLUMNS), strict=True))
-    any_row = False
+    lines = 0
     try:
         reader = csv.open_csv(
             os.fspath(path),
             read_options=csv.ReadOptions(column_names=names, use_threads=threads, block_size=1 << 24),
-            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
+            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
             convert_options=csv.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False),
         )
         for batch in reader:
-            any_row |= batch.num_rows > 0
+            lines += batch.num_rows
             yield tuple(column.to_numpy(zero_copy_only=False) for column in batch.columns)
     except arrow.ArrowInvalid as error:
         if not _is_empty(path):
-            raise ValueError(_describe(path, str(error))) from None
+            raise ValueError(_describe(path, name, str(error))) from None
     except OSError as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
+        if path.suffix != ".gz" or isinstance(error, FileNotFoundError | PermissionError):
             raise
-        raise ValueError(f"{path}: the gzip stream is corrupt or cut short ({error}): {_CURE}") from None
-    if not any_row:
-        raise ValueError(f"{path}: the file is empty: {_CURE}")
+        raise ValueError(f"{name}: the gzip stream is corrupt or cut short ({error}): {_CURE}") from None
+    if not lines:
+        raise ValueError(f"{name}: the file is empty: {_CURE}")
+    if _ends_inside_line(path):
+        raise ValueError(f"{name}, line {lines}: the line has no end: the file is cut short; {_CURE}")
+
+
+def _ends_inside_line(path: Path) -> bool:
+    """Whether a plain file is cut inside its last line, where a shortened number may still read as one."""
+    if path.suffix == ".gz":
+        return False  # a cut gzip stream betrays itself
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 def _is_empty(path: Path) -> bool:
@@ -257,27 +283,27 @@ def _open_text(path: Path) -> Any:
     )
 
 
-def _describe(path: Path, reason: str) -> str:
+def _describe(path: Path, name: str, reason: str) -> str:
     """Finds the first malformed line, the slow way: it is looked for only when there is one."""
     try:
         with _open_text(path) as lines:
             for number, line in enumerate(lines, start=1):
                 fields = line.rstrip("\r\n").split("\t")
                 try:
-                    if len(fields) != len(_COLUMNS):
+                    if len(fields) != len(_COLUMNS) or "_" in line:  # Python reads 1_000 as a number, files do not
                         raise ValueError
                     _ = np.int32(fields[0]), np.int32(fields[1]), np.float32(fields[2])
                 except (ValueError, OverflowError):
                     return (
-                        f"{path}, line {number}: expected two whole numbers and a number with tabs between, found "
+                        f"{name}, line {number}: expected two whole numbers and a number with tabs between, found "
                         f"{line.rstrip()[:60]!r}; {_CURE}"
                     )
     except (EOFError, OSError, zlib.error) as error:
-        return f"{path}: the gzip stream is corrupt or cut short ({error}): {_CURE}"
-    return f"{path}: {reason.splitlines()[0]}; {_CURE}"
+        return f"{name}: the gzip stream is corrupt or cut short ({error}): {_CURE}"
+    return f"{name}: {reason.splitlines()[0]}; {_CURE}"
 
 
-def _check_range(path: Path, column: np.ndarray, limit: int, what: str, first_line: int = 1) -> None:
+def _check_range(name: str, column: np.ndarray, limit: int, what: str, first_line: int = 1) -> None:
     wrong = (column < 1) | (column > limit)
     if not wrong.any():
         return
@@ -288,4 +314,4 @@ def _check_range(path: Path, column: np.ndarray, limit: int, what: str, first_li
         if value == 0
         else f"a network of {limit} neurons was asked for; check --neurons, or {_CURE}"
     )
-    raise ValueError(f"{path}, line {first_line + position}: {what} {value} does not exist: {why}")
+    raise ValueError(f"{name}, line {first_line + position}: {what} {value} does not exist: {why}")

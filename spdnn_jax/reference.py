@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spdnn_jax._extras import require
-from spdnn_jax.network import SparseLayer, SparseNetwork
+from spdnn_jax.network import SparseLayer, SparseNetwork, check_cap
 
 _CHUNK_BYTES = 1 << 28
 
@@ -48,11 +48,15 @@ def infer(
         The activations, categories and active features.
 
     Raises:
-        ValueError: The features have another width than a layer has inputs.
+        ValueError: The features are no matrix or have another width than a layer has inputs, or the cap is not
+            positive.
     """
     layers = network.layers if isinstance(network, SparseNetwork) else network
     cap = network.cap if isinstance(network, SparseNetwork) else cap
+    check_cap(cap)
     upper = np.inf if cap is None else cap
+    if np.ndim(y0) != 2:
+        raise ValueError(f"the features must have shape (features, inputs), got {np.shape(y0)}")
     features = len(y0)
     live = np.arange(features)
     y = np.ascontiguousarray(np.asarray(y0).T, np.float64)  # (neurons, live features): SciPy's fast orientation

@@ -35,9 +35,17 @@ def test_reads_the_official_truth(shared_data: Path) -> None:
     assert ids[:3].tolist() == [287, 295, 386]
 
 
-@pytest.mark.parametrize("line", ["0", "-3", "1.5", "cat", ""])
+@pytest.mark.parametrize("line", ["0", "-3", "1.5", "cat", "", "9" * 30, "7", "3"])
 def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "categories.tsv"
     path.write_text(f"7\n{line}\n9\n")
     with pytest.raises(ValueError, match=r"categories\.tsv, line 2"):
+        challenge.read_categories(path)
+
+
+def test_a_cut_truth_file_is_refused(tmp_path: Path) -> None:
+    """59898 cut to 5989 would still read as a category."""
+    path = tmp_path / "categories.tsv"
+    path.write_text("287\n598\n5989")
+    with pytest.raises(ValueError, match=r"categories\.tsv, line 3: the line has no end"):
         challenge.read_categories(path)

@@ -107,6 +107,23 @@ def test_images_need_a_square() -> None:
         features.digits(2048, 10)
 
 
+@pytest.mark.parametrize("pixels", [1, 5000])
+def test_resizing_in_pieces_changes_nothing(pixels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded by working on a few images at a time; the features must not depend on how many."""
+    images = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
+    write_mnist(tmp_path, images)
+    whole = features.digits(1024, 50), features.mnist(tmp_path, 1024, 7)
+    monkeypatch.setattr(features, "_CHUNK_PIXELS", pixels)
+    np.testing.assert_array_equal(features.digits(1024, 50), whole[0])
+    np.testing.assert_array_equal(features.mnist(tmp_path, 1024, 7), whole[1])
+
+
+@pytest.mark.parametrize("density", [-0.1, 1.5, float("nan")])
+def test_density_is_a_share(density: float) -> None:
+    with pytest.raises(ValueError, match="density must lie between 0 and 1"):
+        features.random(64, 3, density)
+
+
 def test_random_has_the_density_asked_for() -> None:
     result = features.random(100, 2500, density=0.3, seed=5)
     assert abs(result.mean() - 0.3) < 0.01

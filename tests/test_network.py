@@ -60,6 +60,8 @@ def test_duplicates_are_summed_or_refused() -> None:
         ({"values": np.zeros(3, np.float32)}, "values must have shape"),
         ({"indptr": np.array([0, 3])}, "indptr must rise"),
         ({"indices": np.array([2, 1], np.int32)}, "output 0 are not ascending"),
+        ({"indices": np.array([0.0, 2.0])}, "must be integers, got int64 and float64"),
+        ({"values": np.array([1j, 2])}, "must be real numbers, got complex128"),
         ({"indices": np.array([1, 1], np.int32)}, "output 0 are not ascending and distinct"),
     ],
 )
@@ -119,6 +121,45 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="second layer"):
         save_layers(tmp_path / "network.safetensors", breaks(), 2)  # pyright: ignore[reportArgumentType]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("announced", [1, 3])
+def test_the_number_of_layers_is_checked(tmp_path: Path, announced: int) -> None:
+    """A reader that stops early would leave a shorter network that loads without complaint."""
+    with pytest.raises(ValueError, match=f"2 layers came where {announced} were announced"):
+        save_layers(tmp_path / "network.safetensors", random_network(0, [3, 4, 5]).layers, announced)
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_checks_that_layers_chain(tmp_path: Path) -> None:
+    layers = [SparseLayer.from_dense(np.ones((3, 4))), SparseLayer.from_dense(np.ones((3, 2)))]
+    with pytest.raises(ValueError, match="layer 2 has 3 inputs, but layer 1 has 4 outputs"):
+        save_layers(tmp_path / "network.safetensors", layers, 2)
+
+
+def test_wrong_indices_are_not_wrapped_into_range(tmp_path: Path) -> None:
+    """Stored in 16 bits, input 65541 would become input 5."""
+    layer = SparseLayer(np.array([0, 1]), np.array([65541]), np.array([1.0]), np.array(0.0), 10)
+    with pytest.raises(ValueError, match="layer 1: an edge names input 65541"):
+        save_layers(tmp_path / "network.safetensors", [layer], 1)
+
+
+def test_other_dtypes_are_stored_as_the_layer_documents(tmp_path: Path) -> None:
+    layer = SparseLayer(np.array([0, 1], np.int32), np.array([2]), np.array([0.5]), np.asarray(0.25), 3)
+    save_layers(tmp_path / "network.safetensors", [layer], 1)
+    (again,) = NetworkFile(tmp_path / "network.safetensors")
+    assert (again.indptr.dtype, again.indices.dtype) == (np.int64, np.int32)
+    assert (again.values.dtype, again.bias.dtype) == (np.float32, np.float32)
+    assert (again.indices[0], again.values[0], again.bias) == (2, 0.5, 0.25)
+
+
+def test_matrices_that_are_none_are_named() -> None:
+    with pytest.raises(ValueError, match="complex"):
+        SparseLayer.from_dense(np.array([[1j]]))
+    with pytest.raises(ValueError, match="negative neuron"):
+        SparseLayer.from_bcoo(sparse.BCOO((jnp.ones(1), jnp.array([[0, -1]])), shape=(2, 2)))
+    with pytest.raises(ValueError, match=r"must be a matrix \(inputs, outputs\), got shape \(3,\)"):
+        SparseLayer.from_scipy(scipy.sparse.coo_array(np.ones(3)))
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -71,6 +71,9 @@ def test_order_of_lines_does_not_matter_and_weights_may_differ(tmp_path: Path) -
     [
         (lambda lines: [], r"the file is empty"),
         (lambda lines: lines[:-1], rf"line {NEURONS * 32 - 1}: output neuron {NEURONS} has 31 edges"),
+        (lambda lines: [*lines[:-1], lines[-1][:-2]], rf"line {NEURONS * 32}: the line has no end: .*cut short"),
+        (lambda lines: [*lines[:4], "\n", *lines[4:]], r"line 5: expected two whole numbers"),
+        (lambda lines: ["1_0\t1\t0.0625\n", *lines[1:]], r"line 1: expected two whole numbers"),
         (lambda lines: [*lines[:-1], "64\t6"], rf"line {NEURONS * 32}: expected two whole numbers"),
         (lambda lines: [*lines[:9], "cat\t1\t0.0625\n", *lines[10:]], r"line 10: expected .*found 'cat"),
         (lambda lines: [*lines[:9], "1\t1\t\n", *lines[10:]], r"line 10: expected two whole numbers"),
@@ -115,6 +118,31 @@ def test_an_archive_that_points_outside_is_refused(tmp_path: Path, name: str) ->
         list(official_files.layers(tmp_path, NEURONS, 1))
 
 
+def test_messages_name_the_archive_and_not_its_temporary_folder(tmp_path: Path) -> None:
+    path = write_archive(tmp_path, [f"neuron{NEURONS}/n{NEURONS}-l1.tsv"])
+    with pytest.raises(FileNotFoundError) as missing:
+        list(official_files.layers(tmp_path, NEURONS, 2))
+    assert str(missing.value).startswith(f"{path}: neuron64/n64-l2.tsv is missing")
+    wrong = b"cat\t1\t1\n"
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo(f"neuron{NEURONS}/n{NEURONS}-l1.tsv")
+        member.size = len(wrong)
+        archive.addfile(member, io.BytesIO(wrong))
+    with pytest.raises(ValueError, match="line 1: expected") as malformed:
+        list(official_files.layers(tmp_path, NEURONS, 1))
+    assert str(malformed.value).startswith(f"{path}: neuron64/n64-l1.tsv, line 1")
+
+
+def test_a_link_in_an_archive_is_no_layer(tmp_path: Path) -> None:
+    """Extracting a hard link to a member that is not there raises KeyError."""
+    with tarfile.open(tmp_path / f"neuron{NEURONS}.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo(f"neuron{NEURONS}/n{NEURONS}-l1.tsv")
+        member.type, member.linkname = tarfile.LNKTYPE, "neuron64/absent"
+        archive.addfile(member)
+    with pytest.raises(FileNotFoundError, match=r"n64-l1\.tsv is missing"):
+        list(official_files.layers(tmp_path, NEURONS, 1))
+
+
 @pytest.mark.parametrize("damage", ["cut", "noise", "bits"])
 def test_a_corrupt_archive_is_named(tmp_path: Path, damage: str) -> None:
     path = write_archive(tmp_path, [f"neuron{NEURONS}/n{NEURONS}-l{k}.tsv" for k in (1, 2)])
@@ -141,6 +169,10 @@ def test_reads_inputs(tmp_path: Path, suffix: str) -> None:
     [
         (b"1\t0\t1\n", "line 1: pixel 0"),
         (b"1\t1\t1\n1\t65\t1\n", "line 2: pixel 65"),
+        (b"1\t1\t1\n2\t1\t0.5\n", "line 2: a pixel is 0 or 1, found 0.5"),
+        (b"1\t1\tnan\n2\t1\t1\n", "line 1: a pixel is 0 or 1, found nan"),
+        (b"1\t1\t1\n1\t2\t1\n", "line 2: the last feature is 1, 2 were asked for"),
+        (b"1\t1\t1\n2\t2\t1", "line 2: the line has no end"),
         (b"1\t1\t1\nx\t65\t1\n", "line 2: expected"),
         (b"", "the file is empty"),
     ],

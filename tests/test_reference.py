@@ -28,6 +28,14 @@ def test_a_positive_bias_brings_dead_features_to_life() -> None:
     np.testing.assert_allclose(result.activations, [[0.5, 0.5], [2.5, 0.5]])
 
 
+def test_wrong_arguments_are_named() -> None:
+    network = random_network(0, [30, 2])
+    with pytest.raises(ValueError, match=r"shape \(features, inputs\), got \(30,\)"):
+        reference.infer(network, np.zeros(30))
+    with pytest.raises(ValueError, match="cap must be positive"):
+        reference.infer(network.layers, np.zeros((1, 30)), cap=-1)
+
+
 def test_wrong_width_is_named() -> None:
     with pytest.raises(ValueError, match="layer 1 has 30 inputs, but its input has 7"):
         reference.infer(random_network(0, [30, 2]), np.zeros((1, 7)))
