@@ -1,17 +1,21 @@
-// The Python module spdnn_jax._core: the layout's records, the plan builder, and the CPU handlers.
+// The Python module spdnn_jax._core: the layout's records, the plan builder, the reader of tables, and the CPU
+// handlers.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "plan_builder.h"
 #include "spdnn_layout.h"
+#include "tsv.h"
 #include "xla/ffi/api/c_api.h"
 
 namespace nb = nanobind;
@@ -26,6 +30,17 @@ namespace {
 
 template <typename T>
 using Array = nb::ndarray<const T, nb::numpy, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <typename T>
+using Vector = nb::ndarray<nb::numpy, T, nb::ndim<1>>;
+
+// A NumPy array that owns `data`.
+template <typename T>
+Vector<T> to_numpy(std::unique_ptr<T[]> data, size_t size) {
+  T* pointer = data.release();
+  nb::capsule owner(pointer, [](void* owned) noexcept { delete[] static_cast<T*>(owned); });
+  return {pointer, {size}, owner};
+}
 
 using Fields = std::vector<std::pair<std::string, std::string>>;  // (name, NumPy type code)
 
@@ -80,7 +95,7 @@ void add_layer(PlanBuilder& builder, int64_t inputs, Array<int64_t> indptr, Arra
   builder.add(layer, std::move(owner));
 }
 
-nb::ndarray<nb::numpy, uint32_t, nb::ndim<1>> finish(PlanBuilder& builder) {
+Vector<uint32_t> finish(PlanBuilder& builder) {
   uint32_t* plan = nullptr;
   size_t words = 0;
   {
@@ -89,8 +104,18 @@ nb::ndarray<nb::numpy, uint32_t, nb::ndim<1>> finish(PlanBuilder& builder) {
     plan = new uint32_t[words];
     builder.write(plan);
   }
-  nb::capsule owner(plan, [](void* pointer) noexcept { delete[] static_cast<uint32_t*>(pointer); });
-  return {plan, {words}, owner};
+  return to_numpy(std::unique_ptr<uint32_t[]>(plan), words);
+}
+
+std::tuple<Vector<int32_t>, Vector<int32_t>, Vector<float>, int64_t> parse_table(Array<uint8_t> text, int threads) {
+  TsvTable table;
+  {
+    nb::gil_scoped_release no_gil;
+    table = parse_tsv(reinterpret_cast<const char*>(text.data()), static_cast<int64_t>(text.shape(0)), threads);
+  }
+  const size_t rows = static_cast<size_t>(table.rows);
+  return {to_numpy(std::move(table.first), rows), to_numpy(std::move(table.second), rows),
+          to_numpy(std::move(table.third), rows), table.bytes};
 }
 
 }  // namespace
@@ -98,13 +123,14 @@ nb::ndarray<nb::numpy, uint32_t, nb::ndim<1>> finish(PlanBuilder& builder) {
 
 NB_MODULE(_core, module) {
   using namespace spdnn;
-  module.doc() = "Native core of spdnn_jax: plan layout, plan builder, CPU back end.";
+  module.doc() = "Native core of spdnn_jax: plan layout, plan builder, table reader, CPU back end.";
   module.attr("PLAN_VERSION") = kPlanVersion;
   module.attr("SLICE_GROUPS") = kSliceGroups;
   module.attr("EDGE_CHUNK") = kEdgeChunk;
   module.def("header_fields", &header_fields);
   module.def("layer_fields", &layer_fields);
   module.def("run_fields", &run_fields);
+  module.def("parse_table", &parse_table, nb::arg("text"), nb::arg("threads"));
   module.def("ffi_api_version", [] { return std::make_pair(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR); });
   module.def("handlers", [] {
     nb::dict handlers;

@@ -10,6 +10,17 @@ def header_fields() -> list[tuple[str, str]]: ...
 def layer_fields() -> list[tuple[str, str]]: ...
 def run_fields() -> list[tuple[str, str]]: ...
 def ffi_api_version() -> tuple[int, int]: ...
+def parse_table(text: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Reads lines of two whole numbers and a number with tabs between, up to the first that is malformed or has no end.
+
+    Args:
+        text: uint8 (bytes,).
+        threads: Threads to use at most.
+
+    Returns:
+        int32 (rows,), int32 (rows,), float32 (rows,), and the number of bytes that the rows take.
+    """
+
 def handlers() -> dict[str, object]: ...
 
 class PlanBuilder:

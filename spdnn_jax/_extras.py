@@ -8,9 +8,9 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
     """Imports an optional module.
 
     Args:
-        module: Dotted name, such as ``"pyarrow.csv"``.
+        module: Dotted name, such as ``"safetensors.numpy"``.
         extra: The extra of this package that installs it.
-        purpose: What the caller needs it for, as the subject of a sentence: ``"reading TSV files"``.
+        purpose: What the caller needs it for, as the subject of a sentence: ``"saving a plan"``.
 
     Returns:
         The module.

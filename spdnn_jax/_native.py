@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import importlib.metadata
+import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -67,6 +68,13 @@ def _gpu_devices() -> list[Any]:
         return jax.devices("gpu")
     except RuntimeError:
         return []
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: how many threads native code is given."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _register_cpu() -> None:

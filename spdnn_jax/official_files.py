@@ -16,12 +16,17 @@ from typing import Any
 import numpy as np
 
 from spdnn_jax import radixnet
-from spdnn_jax._extras import require
+from spdnn_jax._native import core, usable_cores
 from spdnn_jax.challenge import CAP, EDGES_PER_NEURON
 from spdnn_jax.network import SparseLayer, save_layers
 
 _CURE = "fetch the file again (spdnn download)"
-_COLUMNS = ("int32", "int32", "float32")
+_BLOCK = 1 << 24  # bytes of text held at a time
+_NEWLINE = ord("\n")
+_SHOWN = 60  # bytes of a malformed line that are shown
+
+_Table = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Rows of a file by column: int32, int32, float32."""
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -51,11 +56,11 @@ def layers(directory: str | os.PathLike[str], neurons: int, count: int) -> Itera
                 raise FileNotFoundError(
                     f"{shown}/{name} is missing: {count} layers were asked for; {_CURE}, or lower --layers"
                 )
-        workers = os.cpu_count() or 1
+        workers = usable_cores()
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         ahead: deque[Any] = deque()
         for name in names:
-            ahead.append(pool.submit(read_layer, folder / name, neurons, f"{shown}/{name}"))
+            ahead.append(pool.submit(read_layer, folder / name, neurons, f"{shown}/{name}", threads=1))
             if len(ahead) > workers:
                 yield ahead.popleft().result()
         while ahead:
@@ -98,13 +103,14 @@ def _unpack(packed: Path, neurons: int, count: int, target: Path) -> None:
         raise ValueError(f"{packed}: the archive is corrupt or cut short ({error}): {_CURE}") from None
 
 
-def read_layer(path: Path, neurons: int, name: str | None = None) -> SparseLayer:
+def read_layer(path: Path, neurons: int, name: str | None = None, threads: int | None = None) -> SparseLayer:
     """Reads one layer of an official network.
 
     Args:
         path: A TSV file of (input neuron, output neuron, weight), counted from 1.
         neurons: Width N.
         name: What to call the file in messages; by default, its path.
+        threads: Threads to read with; by default, the cores this process may use.
 
     Returns:
         The layer, with one shared value where all weights are equal.
@@ -114,32 +120,37 @@ def read_layer(path: Path, neurons: int, name: str | None = None) -> SparseLayer
         ValueError: The file is malformed; the message names line and cure.
     """
     name = name or str(path)
-    inputs, outputs, values = _read_table(path, name)
+    tables = list(_read_tables(path, name, threads or usable_cores()))
+    inputs, outputs, values = tables[0] if len(tables) == 1 else map(np.concatenate, zip(*tables, strict=True))
     for column in (inputs, outputs):
         _check_range(name, column, neurons, "neuron")
     if not np.isfinite(values).all():
         line = int(np.argmin(np.isfinite(values))) + 1
         raise ValueError(f"{name}, line {line}: the weight {values[line - 1]} is not a finite number; {_CURE}")
-    edges = np.bincount(outputs, minlength=neurons + 1)[1:]
-    if (edges != EDGES_PER_NEURON).any():
-        short = int(np.argmax(edges != EDGES_PER_NEURON))
-        raise ValueError(
-            f"{name}, line {inputs.size}: output neuron {short + 1} has {edges[short]} edges at the end of the file, "
-            f"where an official network of {neurons} neurons has {EDGES_PER_NEURON}: the file is cut short or of "
-            f"another network; {_CURE}"
-        )
-    keys = (outputs.astype(np.int64) - 1) * neurons + (inputs - 1)
+    keys = outputs.astype(np.int64) * neurons + inputs
     if (keys[1:] <= keys[:-1]).any():  # the official files are in order
         order = np.argsort(keys, kind="stable")
-        keys, values = keys[order], values[order]
+        keys, inputs, outputs, values = keys[order], inputs[order], outputs[order], values[order]
         if (keys[1:] == keys[:-1]).any():
             line = int(order[1 + int(np.argmax(keys[1:] == keys[:-1]))]) + 1
             raise ValueError(f"{name}, line {line}: the edge stands in the file twice; {_CURE}")
+    _check_edges(name, outputs, neurons)
     if (values == values[0]).all():
         values = values[0]
-    indptr = np.concatenate([[0], np.cumsum(edges)])
-    bias = np.asarray(radixnet.bias(neurons), np.float32)
-    return SparseLayer(indptr, (keys % neurons).astype(np.int32), values, bias, neurons)
+    indptr = np.arange(neurons + 1, dtype=np.int64) * EDGES_PER_NEURON
+    return SparseLayer(indptr, inputs - 1, values, np.asarray(radixnet.bias(neurons), np.float32), neurons)
+
+
+def _check_edges(name: str, outputs: np.ndarray, neurons: int) -> None:
+    if np.array_equal(outputs, np.repeat(np.arange(1, neurons + 1, dtype=outputs.dtype), EDGES_PER_NEURON)):
+        return
+    edges = np.bincount(outputs, minlength=neurons + 1)[1:]
+    short = int(np.argmax(edges != EDGES_PER_NEURON))
+    raise ValueError(
+        f"{name}, line {outputs.size}: output neuron {short + 1} has {edges[short]} edges at the end of the file, "
+        f"where an official network of {neurons} neurons has {EDGES_PER_NEURON}: the file is cut short or of "
+        f"another network; {_CURE}"
+    )
 
 
 def convert(
@@ -203,7 +214,7 @@ def features(directory: str | os.PathLike[str], neurons: int, count: int) -> np.
         )
     result = np.zeros((count, neurons), np.uint8)
     first_line, last_feature = 1, 0
-    for rows, pixels, values in _read_tables(path, str(path)):
+    for rows, pixels, values in _read_tables(path, str(path), usable_cores()):
         _check_range(str(path), rows, np.iinfo(np.int32).max, "feature", first_line)
         _check_range(str(path), pixels, neurons, "pixel", first_line)
         binary = (values == 0) | (values == 1)
@@ -225,82 +236,42 @@ def features(directory: str | os.PathLike[str], neurons: int, count: int) -> np.
 # --- TSV --------------------------------------------------------------------------------------------------------------
 
 
-def _read_table(path: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    batches = list(_read_tables(path, name, threads=False))
-    first, second, third = (np.concatenate(columns) for columns in zip(*batches, strict=True))
-    return first, second, third
-
-
-def _read_tables(path: Path, name: str, threads: bool = True) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _read_tables(path: Path, name: str, threads: int) -> Iterator[_Table]:
     """Batches of rows, so that memory stays bounded; raises ValueError with the line of what is malformed."""
-    csv = require("pyarrow.csv", extra="data", purpose="reading TSV files")
-    arrow = require("pyarrow", extra="data", purpose="reading TSV files")
-    names = [str(k) for k in range(len(_COLUMNS))]
-    types = dict(zip(names, (getattr(arrow, name)() for name in _COLUMNS), strict=True))
     lines = 0
-    try:
-        reader = csv.open_csv(
-            os.fspath(path),
-            read_options=csv.ReadOptions(column_names=names, use_threads=threads, block_size=1 << 24),
-            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False),
-            convert_options=csv.ConvertOptions(column_types=types, null_values=[], strings_can_be_null=False),
-        )
-        for batch in reader:
-            lines += batch.num_rows
-            yield tuple(column.to_numpy(zero_copy_only=False) for column in batch.columns)
-    except arrow.ArrowInvalid as error:
-        if not _is_empty(path):
-            raise ValueError(_describe(path, name, str(error))) from None
-    except OSError as error:
-        if path.suffix != ".gz" or isinstance(error, FileNotFoundError | PermissionError):
-            raise
-        raise ValueError(f"{name}: the gzip stream is corrupt or cut short ({error}): {_CURE}") from None
+    text = np.empty(_BLOCK if path.suffix == ".gz" else min(path.stat().st_size + 1, _BLOCK), np.uint8)
+    held = 0  # bytes at the head of `text`: a line whose end is still to be read
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb", buffering=0) as file:
+        while count := _read_into(text[held:], file, name):
+            filled = held + count
+            first, second, third, used = core.parse_table(text[:filled], threads)
+            lines += first.size
+            held = filled - used
+            if held == text.size or (text[used:filled] == _NEWLINE).any():
+                raise _malformed(name, lines + 1, text[used:filled])
+            yield first, second, third
+            text[:held] = text[used:filled]
+    if held:
+        text[held] = _NEWLINE
+        if core.parse_table(text[: held + 1], 1)[0].size == 0:
+            raise _malformed(name, lines + 1, text[:held])
+        raise ValueError(f"{name}, line {lines + 1}: the line has no end: the file is cut short; {_CURE}")
     if not lines:
         raise ValueError(f"{name}: the file is empty: {_CURE}")
-    if _ends_inside_line(path):
-        raise ValueError(f"{name}, line {lines}: the line has no end: the file is cut short; {_CURE}")
 
 
-def _ends_inside_line(path: Path) -> bool:
-    """Whether a plain file is cut inside its last line, where a shortened number may still read as one."""
-    if path.suffix == ".gz":
-        return False  # a cut gzip stream betrays itself
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() != b"\n"
-
-
-def _is_empty(path: Path) -> bool:
-    with _open_text(path) as lines:
-        return not lines.read(1)
-
-
-def _open_text(path: Path) -> Any:
-    return (
-        gzip.open(path, "rt", errors="replace")
-        if path.suffix == ".gz"
-        else path.open(encoding="utf-8", errors="replace")
-    )
-
-
-def _describe(path: Path, name: str, reason: str) -> str:
-    """Finds the first malformed line, the slow way: it is looked for only when there is one."""
+def _read_into(buffer: np.ndarray, file: Any, name: str) -> int:
     try:
-        with _open_text(path) as lines:
-            for number, line in enumerate(lines, start=1):
-                fields = line.rstrip("\r\n").split("\t")
-                try:
-                    if len(fields) != len(_COLUMNS) or "_" in line:  # Python reads 1_000 as a number, files do not
-                        raise ValueError
-                    _ = np.int32(fields[0]), np.int32(fields[1]), np.float32(fields[2])
-                except (ValueError, OverflowError):
-                    return (
-                        f"{name}, line {number}: expected two whole numbers and a number with tabs between, found "
-                        f"{line.rstrip()[:60]!r}; {_CURE}"
-                    )
-    except (EOFError, OSError, zlib.error) as error:
-        return f"{name}: the gzip stream is corrupt or cut short ({error}): {_CURE}"
-    return f"{name}: {reason.splitlines()[0]}; {_CURE}"
+        return file.readinto(buffer)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{name}: the gzip stream is corrupt or cut short ({error}): {_CURE}") from None
+
+
+def _malformed(name: str, line: int, text: np.ndarray) -> ValueError:
+    found = text[:_SHOWN].tobytes().split(b"\n")[0].decode(errors="replace").rstrip()
+    return ValueError(
+        f"{name}, line {line}: expected two whole numbers and a number with tabs between, found {found!r}; {_CURE}"
+    )
 
 
 def _check_range(name: str, column: np.ndarray, limit: int, what: str, first_line: int = 1) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from spdnn_jax import planner
 from spdnn_jax._extras import require
-from spdnn_jax._native import core
+from spdnn_jax._native import core, usable_cores
 from spdnn_jax.layout import PlanTable
 from spdnn_jax.network import SparseLayer, SparseNetwork, check_cap
 
@@ -177,7 +177,7 @@ def build_plan(
     else:
         layers = iter(network)
     check_cap(cap)
-    builder = core.PlanBuilder(cap=np.inf if cap is None else cap, threads=threads or _usable_cores())
+    builder = core.PlanBuilder(cap=np.inf if cap is None else cap, threads=threads or usable_cores())
     for count, layer in enumerate(layers, start=1):
         builder.add(
             inputs=layer.inputs,
@@ -189,9 +189,3 @@ def build_plan(
         if progress is not None:
             progress(count)
     return Plan.from_words(builder.finish(), kernel)
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -200,7 +200,7 @@ def test_core_alone_says_which_extra_is_missing() -> None:
     """The core installs with jax, jaxlib, numpy and absl-py alone."""
     program = """
 import sys
-for name in ("pyarrow", "sklearn", "tqdm", "safetensors", "matplotlib"):
+for name in ("sklearn", "tqdm", "safetensors", "matplotlib"):
     sys.modules[name] = None
 import numpy as np
 import spdnn_jax

@@ -13,9 +13,9 @@ def test_returns_the_module() -> None:
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ImportError, match=r"^reading TSV files needs pyarrow: pip install 'spdnn_jax\[data\]'$"):
-        require("pyarrow", extra="data", purpose="reading TSV files")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ImportError, match=r"^saving a plan needs safetensors: pip install 'spdnn_jax\[data\]'$"):
+        require("safetensors", extra="data", purpose="saving a plan")
 
 
 def test_a_broken_package_says_what_it_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from spdnn_jax import official_files, radixnet
+from spdnn_jax._native import core
 from spdnn_jax.network import NetworkFile
 
 NEURONS = 64
@@ -81,6 +84,7 @@ def test_order_of_lines_does_not_matter_and_weights_may_differ(tmp_path: Path) -
         (lambda lines: [*lines[:9], "65\t1\t0.0625\n", *lines[10:]], r"line 10: neuron 65 .*network of 64 neurons"),
         (lambda lines: [*lines[:9], "-4\t1\t0.0625\n", *lines[10:]], r"line 10: neuron -4"),
         (lambda lines: [*lines[:9], "99999999999\t1\t1\n", *lines[10:]], r"line 10: expected two whole numbers"),
+        (lambda lines: [*lines[:9], "1\t1\t1e60\n", *lines[10:]], r"line 10: the weight inf is not a finite number"),
         (lambda lines: [*lines[:9], "1\t1\tnan\n", *lines[10:]], r"line 10: the weight nan is not a finite number"),
         (lambda lines: [*lines[:9], lines[8], *lines[10:]], r"line 10: the edge stands in the file twice"),
     ],
@@ -92,6 +96,110 @@ def test_a_malformed_layer_is_named(tmp_path: Path, change: object, message: str
         official_files.read_layer(path, NEURONS)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_agree_on_rows_and_on_the_malformed_line(threads: int) -> None:
+    """A file of several parts must neither lose rows at their borders nor count the lines of one part only."""
+    lines = [b"%d\t%d\t%g\n" % (k, k * 7 % 1000, k % 3 * 0.5) for k in range(300_000)]
+    text = b"".join(lines)
+    *columns, used = core.parse_table(np.frombuffer(text, np.uint8), threads)
+    assert used == len(text) > 3 << 20
+    rows = np.arange(300_000)
+    for column, expected in zip(columns, (rows, rows * 7 % 1000, rows % 3 * 0.5), strict=True):
+        np.testing.assert_array_equal(column, expected)
+    for wrong in (100, 150_000, 299_999):
+        damaged = b"".join([*lines[:wrong], b"1\t1\n", *lines[wrong + 1 :]])
+        *columns, used = core.parse_table(np.frombuffer(damaged, np.uint8), threads)
+        assert (columns[0].size, columns[2].size, used) == (wrong, wrong, sum(map(len, lines[:wrong])))
+
+
+@pytest.mark.parametrize(
+    ("line", "row"),
+    [
+        (b"2147483647\t-2147483648\t1\n", (2**31 - 1, -(2**31), 1)),
+        (b"0000000000012\t012\t6.25e-02\n", (12, 12, 0.0625)),
+        (b" 1 \t 2 \t +.5 \r\n", (1, 2, 0.5)),
+        (b"1\t2\t-5.E3\r\n", (1, 2, -5000)),
+        (b"1\t2\t1e-60\n", (1, 2, 0)),
+        (b"1\t2\t-1e60\n", (1, 2, -np.inf)),
+        (b"1\t2\tInf\n", (1, 2, np.inf)),
+        (b"2147483648\t1\t1\n", None),
+        (b"1\t-2147483649\t1\n", None),
+        (b"1\t99999999999999999999999\t1\n", None),
+        (b"+1\t1\t1\n", None),
+        (b"1.0\t1\t1\n", None),
+        (b"1\t\t1\n", None),
+        (b"\t1\t1\n", None),
+        (b"1\t1\t\n", None),
+        (b"1\t1\n", None),
+        (b"1\t1\t1\t\n", None),
+        (b"1\t1\t1\t1\n", None),
+        (b"1 1 1\n", None),
+        (b"1\t1\t+-1\n", None),
+        (b"1\t1\t1x\n", None),
+        (b"1\t1\t0x1\n", None),
+        (b"1\t1\t1\0\n", None),
+        (b"1\t1\t1\r\r\n", None),
+        (b"1\t1\t\xff\n", None),
+        (b"\n", None),
+    ],
+)
+def test_the_form_of_a_line(line: bytes, row: tuple[float, ...] | None) -> None:
+    """Also behind lines like it, where what the reader remembers of them must not hide a difference."""
+    for before in (b"", b"5\t1\t1\n", b"5\t2\t6.25e-02\n", b"5\t2\t1\n5\t2\t1\n"):
+        text = before + line
+        *columns, used = core.parse_table(np.frombuffer(text, np.uint8), 1)
+        rows = before.count(b"\n")
+        assert (columns[0].size, used) == ((rows, len(before)) if row is None else (rows + 1, len(text)))
+        if row is not None:
+            assert tuple(column[-1] for column in columns) == row
+
+
+@settings(deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 200), st.sampled_from(["1", "0.5", "1e-3", "25"]))),
+    cut=st.integers(0, 30),
+)
+def test_rows_equal_what_python_reads(rows: list[tuple[int, int, str]], cut: int) -> None:
+    """Repeated ends of lines are not read again: no row may keep the end of one that only looks alike."""
+    text = "".join(f"{a}\t{b}\t{c}\n" for a, b, c in rows).encode()
+    text = text[: max(len(text) - cut, 0)]
+    *columns, used = core.parse_table(np.frombuffer(text, np.uint8), 2)
+    expected = [line.split("\t") for line in text.decode().split("\n")[:-1]]
+    assert used == text.rfind(b"\n") + 1
+    assert columns[0].tolist() == [int(fields[0]) for fields in expected]
+    assert columns[1].tolist() == [int(fields[1]) for fields in expected]
+    np.testing.assert_array_equal(columns[2], np.asarray([fields[2] for fields in expected], np.float32))
+
+
+@pytest.mark.parametrize("block", [13, 16, 64, 1000])
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_blocks_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, suffix: str) -> None:
+    """A line that two blocks share must be read once and whole, and counted."""
+    monkeypatch.setattr(official_files, "_BLOCK", block)
+    path = tmp_path / f"sparse-images-64.tsv{suffix}"
+    lines = [b"%d\t%d\t1\n" % (k + 1, k % 64 + 1) for k in range(200)]
+
+    def write(lines: list[bytes]) -> None:
+        path.write_bytes(gzip.compress(b"".join(lines)) if suffix else b"".join(lines))
+
+    write(lines)
+    features = official_files.features(tmp_path, NEURONS, 200)
+    np.testing.assert_array_equal(np.argmax(features, axis=1), np.arange(200) % 64)
+    assert features.sum() == 200
+    write([*lines[:150], b"1\t65\t1\n", *lines[151:]])
+    with pytest.raises(ValueError, match="line 151: pixel 65"):
+        official_files.features(tmp_path, NEURONS, 200)
+    write([*lines[:150], b"one\t5\t1\n", *lines[151:]])
+    with pytest.raises(ValueError, match=r"line 151: expected .* found 'one"):
+        official_files.features(tmp_path, NEURONS, 200)
+    write([*lines[:-1], b"200\t8"])
+    with pytest.raises(ValueError, match="line 200: expected"):
+        official_files.features(tmp_path, NEURONS, 200)
+    write([*lines[:150], b"1" * 2000 + b"\n"])
+    with pytest.raises(ValueError, match="line 151: expected"):
+        official_files.features(tmp_path, NEURONS, 200)
 
 
 def test_a_layer_of_another_network_is_refused(tmp_path: Path) -> None:
