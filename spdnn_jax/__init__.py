@@ -1,8 +1,23 @@
 """Inference of large sparse deep neural networks in JAX, through fused XLA custom calls for CPU and CUDA."""
 
-from spdnn_jax.network import SparseLayer, SparseNetwork
-from spdnn_jax.ops import categories, infer, layer
-from spdnn_jax.plan import Plan, build_plan
+import sys
+from pathlib import Path
+
+
+def _is_command() -> bool:
+    """Whether this import begins the program `spdnn`, or ``python -m spdnn_jax``, which Python still looks for then."""
+    program = sys.argv[0] if sys.argv else ""
+    return Path(program).stem == "spdnn" or (program == "-m" and __name__ in sys.orig_argv)
+
+
+try:
+    from spdnn_jax.network import SparseLayer, SparseNetwork
+    from spdnn_jax.ops import categories, infer, layer
+    from spdnn_jax.plan import Plan, build_plan
+except ImportError as error:  # no native core, or one that the installed jaxlib is too old for
+    if not _is_command():
+        raise
+    sys.exit(f"spdnn: error: {' '.join(str(error).split())}")
 
 __all__ = ["Plan", "SparseLayer", "SparseNetwork", "build_plan", "categories", "infer", "layer"]
 __version__ = "0.1.0"

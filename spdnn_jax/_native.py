@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 try:
-    from spdnn_jax import _core as core
+    import spdnn_jax._core as core
 except ImportError as error:  # a source tree without a build, or a build for another Python
     raise ImportError(
         f"the native core of spdnn_jax could not be loaded ({error}). Install the package with a C++17 compiler at "
