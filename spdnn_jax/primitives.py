@@ -40,11 +40,19 @@ def _clip(sums: jax.Array, cap: float) -> jax.Array:
     return jnp.minimum(jnp.maximum(sums, 0), jnp.float32(cap))
 
 
+def _zero_column(y: jax.Array) -> jax.Array:
+    """Zeros, float32 (features, 1), whatever y holds, of a type that varies over a mesh as y does: `shard_map` asks so.
+
+    XLA drops the sum, which nobody reads.
+    """
+    return jnp.where(False, jnp.sum(y, axis=1, keepdims=True), 0)
+
+
 def _run_xla(y: jax.Array, words: jax.Array, run: np.void, index_bits: int, offsets: jax.Array) -> jax.Array:
     """Sums of one run, float32 (features, slots)."""
     groups, edges, outputs = (int(run[name]) for name in ("groups", "edges", "group_outputs"))
     if edges == 0:
-        return jnp.zeros((y.shape[0], groups * outputs), jnp.float32)
+        return jnp.broadcast_to(_zero_column(y), (y.shape[0], groups * outputs))
     indices = layout.run_indices(words, run, index_bits, offsets[0])
     if run["value_offset"] < 0:
         values = jnp.full((groups, edges, outputs), run["value"], jnp.float32)
@@ -55,7 +63,7 @@ def _run_xla(y: jax.Array, words: jax.Array, run: np.void, index_bits: int, offs
         index, value = edge
         return sums + y[:, index][:, :, None] * value[None], None
 
-    zeros = jnp.zeros((1, groups, outputs), jnp.float32) + y[:, :1, None] * 0  # varies over a mesh as y does
+    zeros = jnp.broadcast_to(_zero_column(y)[:, :, None], (y.shape[0], groups, outputs))
     sums, _ = jax.lax.scan(add_edge, zeros, (indices.T, jnp.swapaxes(values, 0, 1)))
     return layout.to_slot_order(sums, run)
 
@@ -66,7 +74,7 @@ def _layer_of_plan_xla(
     sums = [
         _run_xla(y, words, run, int(layer["index_bits"]), offsets[1 + 2 * k : 3 + 2 * k]) for k, run in enumerate(runs)
     ]
-    sums = jnp.concatenate(sums, axis=1) if sums else jnp.zeros((y.shape[0], 0), jnp.float32)
+    sums = jnp.concatenate(sums, axis=1) if sums else _zero_column(y)[:, :0]
     bias = layout.layer_bias(words, layer, offsets[0])
     return _clip(sums + jnp.broadcast_to(bias, (1, sums.shape[1])), cap)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh, PartitionSpec
 
 from spdnn_jax import (
     SparseLayer,
@@ -86,6 +87,34 @@ def test_plain_xla_equals_the_native_back_end(bias: str, grouped: int) -> None:
         ops.categories_and_active(plan, y0), ops.categories_and_active(plan, y0, backend="xla"), strict=True
     ):
         np.testing.assert_array_equal(native, xla)
+
+
+def test_plain_xla_keeps_what_is_not_finite_to_its_edges(on_cpu: None) -> None:
+    """Infinity or NaN in one neuron must not reach outputs that have no edge from it, as 0 * infinity would."""
+    network = SparseNetwork((SparseLayer.from_dense(np.eye(5)), SparseLayer.from_dense(np.eye(5))), cap=None)
+    plan = build_plan(network)
+    for wrong in (np.inf, np.nan):
+        y0 = np.arange(1, 11, dtype=np.float32).reshape(2, 5)
+        y0[0, 0] = wrong
+        np.testing.assert_array_equal(np.asarray(infer(plan, y0, backend="xla"))[:, 1:], y0[:, 1:])
+
+
+@pytest.mark.parametrize("backend", ["auto", "xla"])
+def test_under_shard_map(backend: ops.Backend, on_cpu: None) -> None:
+    """shard_map types arrays by the mesh axes over which they vary: a loop whose start varies less is refused."""
+    first, second, last = random_network(0, [12, 12, 12, 8], grouped=4).layers
+    edgeless = SparseLayer.from_dense(np.zeros((12, 12)), 0.5)
+    network = SparseNetwork((first, edgeless, second, last))
+    plan, y0 = build_plan(network), np.random.default_rng(0).random((6, 12), np.float32)
+    mesh = Mesh(np.asarray(jax.devices("cpu")[:1]), ("features",))
+    spread = jax.shard_map(
+        lambda plan, y: infer(plan, y, backend=backend),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), PartitionSpec("features")),
+        out_specs=PartitionSpec("features"),
+        check_vma=True,
+    )
+    np.testing.assert_allclose(jax.jit(spread)(plan, y0), dense_reference(network, y0), atol=1e-5)
 
 
 def test_plain_xla_reads_wide_layers() -> None:
