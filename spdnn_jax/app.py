@@ -105,6 +105,7 @@ def _one_line(error: Exception) -> str:
 def _run(_: list[str]) -> int:
     _require_flags()
     _check_writable(FLAGS.categories_out, FLAGS.report_out)
+    _find_inputs()
     truth = challenge.read_categories(FLAGS.truth) if FLAGS.truth else None
     backend = _choose_backend()
     seconds: dict[str, float] = {}
@@ -166,6 +167,20 @@ def _check_writable(*paths: str | None) -> None:
             raise PermissionError(
                 f"{path} cannot be written: choose another place, or change the permissions"
             ) from None
+
+
+def _find_inputs() -> None:
+    """Says so before the plan is built, not after it, where the inputs are missing."""
+    if FLAGS.inputs == "mnist":
+        features.find_images(FLAGS.mnist_dir)
+    if FLAGS.inputs == "official":
+        official_files.find_features(_inputs_dir(), FLAGS.neurons)
+
+
+def _inputs_dir() -> Path:
+    """Folder of the official inputs: --dataset_dir, or where that file of a converted network lies."""
+    path = Path(FLAGS.dataset_dir)
+    return path.parent if path.is_file() else path
 
 
 def _choose_backend() -> str:
@@ -232,8 +247,7 @@ def _read_features() -> np.ndarray:
         if FLAGS.inputs == "mnist":
             return features.mnist(FLAGS.mnist_dir, FLAGS.neurons, count, progress)
         if FLAGS.inputs == "official":
-            folder = Path(FLAGS.dataset_dir)
-            return official_files.features(folder.parent if folder.is_file() else folder, FLAGS.neurons, count)
+            return official_files.features(_inputs_dir(), FLAGS.neurons, count)
         return features.random(FLAGS.neurons, count, seed=FLAGS.seed)
 
 

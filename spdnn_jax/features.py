@@ -179,7 +179,7 @@ def mnist(
     """
     _check_count(count)
     side = _side(neurons)
-    images = read_idx_images(_find_images(Path(directory)))
+    images = read_idx_images(find_images(directory))
     if count > len(images):
         raise ValueError(f"{directory} holds {len(images)} images, {count} were asked for: lower --features")
     result = np.empty((count, neurons), np.uint8)
@@ -192,10 +192,16 @@ def mnist(
     return result
 
 
-def _find_images(directory: Path) -> Path:
+def find_images(directory: str | os.PathLike[str]) -> Path:
+    """The file of MNIST's training images in a folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
     for name in ("train-images-idx3-ubyte.gz", "train-images-idx3-ubyte", "train-images.idx3-ubyte"):
-        if (directory / name).is_file():
-            return directory / name
+        path = Path(directory, name)
+        if path.is_file():
+            return path
     raise FileNotFoundError(
         f"{directory} holds no train-images-idx3-ubyte[.gz]: point --mnist_dir at a folder with the MNIST files"
     )

@@ -186,6 +186,21 @@ def convert(
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 
+def find_features(directory: str | os.PathLike[str], neurons: int) -> Path:
+    """The file of the official inputs in a folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    for name in (f"sparse-images-{neurons}.tsv", f"sparse-images-{neurons}.tsv.gz"):
+        path = Path(directory, name)
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{directory} holds no sparse-images-{neurons}.tsv[.gz]: fetch it with spdnn download, or choose other --inputs"
+    )
+
+
 def features(directory: str | os.PathLike[str], neurons: int, count: int) -> np.ndarray:
     """Reads the official inputs, ``sparse-images-<N>.tsv`` or ``.tsv.gz``.
 
@@ -203,15 +218,7 @@ def features(directory: str | os.PathLike[str], neurons: int, count: int) -> np.
     """
     if count < 1:
         raise ValueError(f"at least one feature is needed, got {count}")
-    for name in (f"sparse-images-{neurons}.tsv", f"sparse-images-{neurons}.tsv.gz"):
-        path = Path(directory) / name
-        if path.is_file():
-            break
-    else:
-        raise FileNotFoundError(
-            f"{directory} holds no sparse-images-{neurons}.tsv[.gz]: fetch it with spdnn download, "
-            "or choose other --inputs"
-        )
+    path = find_features(directory, neurons)
     result = np.zeros((count, neurons), np.uint8)
     first_line, last_feature = 1, 0
     for rows, pixels, values in _read_tables(path, str(path), usable_cores()):

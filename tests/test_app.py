@@ -158,6 +158,14 @@ def test_user_mistakes_end_in_one_line(arguments: tuple[str, ...], message: str)
     assert message in error_line(spdnn(*command, "--backend=cpu", *flags))
 
 
+@pytest.mark.parametrize("inputs", ["mnist", "official"])
+def test_missing_inputs_are_noticed_before_the_plan_is_built(tmp_path: Path, inputs: str) -> None:
+    """Building the plan of a large network takes minutes."""
+    done = spdnn(*SMALL, f"--inputs={inputs}", f"--mnist_dir={tmp_path}", f"--dataset_dir={tmp_path}")
+    assert f"{tmp_path} holds no " in error_line(done)
+    assert "building the plan" not in done.stderr
+
+
 def test_malformed_files_end_in_one_line(tmp_path: Path) -> None:
     network = write_network(tmp_path, layers=2)
     broken = network / "n64-l2.tsv"
