@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "plan_builder.h"
+#include "plan_check.h"
 #include "spdnn_layout.h"
 #include "tsv.h"
 #include "xla/ffi/api/c_api.h"
@@ -107,6 +108,16 @@ Vector<uint32_t> finish(PlanBuilder& builder) {
   return to_numpy(std::unique_ptr<uint32_t[]>(plan), words);
 }
 
+void check_plan_contents(Array<int64_t> records, Array<uint32_t> words) {
+  std::string wrong;
+  {
+    nb::gil_scoped_release no_gil;
+    wrong = check_contents(records.data(), static_cast<int64_t>(records.shape(0)), words.data(),
+                           static_cast<int64_t>(words.shape(0)));
+  }
+  if (!wrong.empty()) throw std::invalid_argument(wrong);
+}
+
 std::tuple<Vector<int32_t>, Vector<int32_t>, Vector<float>, int64_t> parse_table(Array<uint8_t> text, int threads) {
   TsvTable table;
   {
@@ -130,6 +141,7 @@ NB_MODULE(_core, module) {
   module.def("header_fields", &header_fields);
   module.def("layer_fields", &layer_fields);
   module.def("run_fields", &run_fields);
+  module.def("check_plan", &check_plan_contents, nb::arg("records"), nb::arg("words"));
   module.def("parse_table", &parse_table, nb::arg("text"), nb::arg("threads"));
   module.def("ffi_api_version", [] { return std::make_pair(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR); });
   module.def("handlers", [] {

@@ -10,6 +10,14 @@ def header_fields() -> list[tuple[str, str]]: ...
 def layer_fields() -> list[tuple[str, str]]: ...
 def run_fields() -> list[tuple[str, str]]: ...
 def ffi_api_version() -> tuple[int, int]: ...
+def check_plan(records: np.ndarray, words: np.ndarray) -> None:
+    """Raises ValueError where a plan's records, indices or slots reach outside it; the message names the layer.
+
+    Args:
+        records: int64, the records of the plan.
+        words: uint32 (words,), the plan.
+    """
+
 def parse_table(text: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Reads lines of two whole numbers and a number with tabs between, up to the first that is malformed or has no end.
 

@@ -38,6 +38,8 @@ class PlanTable:
                 f"the plan has version {self.header['version']}, this package reads version {core.PLAN_VERSION}: "
                 "build the plan again"
             )
+        if self.header["layers"] < 1 or self.header["runs"] < 0:
+            raise ValueError("the plan is damaged: its header announces no layers")
         layer_words = int(self.header["layers"]) * LAYER.itemsize // _WORD
         run_words = int(self.header["runs"]) * RUN.itemsize // _WORD
         table = words[: header_words + layer_words + run_words].copy()

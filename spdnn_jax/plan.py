@@ -36,16 +36,26 @@ class Plan:
     def from_words(cls, words: np.ndarray, kernel: planner.Kernel = "auto") -> "Plan":
         """A plan from its words, on the default device.
 
+        Reads them all once: the back ends trust a plan's indices.
+
         Args:
             words: uint32 (words,).
             kernel: As in `build_plan`.
 
         Raises:
-            ValueError: The words are no plan of this version, or cut short.
+            ValueError: The words are no plan of this version, cut short or damaged; the message names the layer.
         """
         table = PlanTable(words)
         if words.size != table.header["words"]:
             raise ValueError(f"the plan holds {words.size} words, its header says {table.header['words']}")
+        try:
+            core.check_plan(table.records, np.ascontiguousarray(words))
+        except ValueError as error:
+            raise ValueError(f"the plan is damaged: {error}: build it again") from None
+        return cls._of_sound_words(words, table, kernel)
+
+    @classmethod
+    def _of_sound_words(cls, words: np.ndarray, table: PlanTable, kernel: planner.Kernel) -> "Plan":
         planner.schedule(table, kernel)  # says so now if it cannot be
         return cls(jax.device_put(words), table, kernel)
 
@@ -135,7 +145,7 @@ class Plan:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It holds no plan of this version.
+            ValueError: It holds no plan of this version, or a damaged one; the message names file and layer.
         """
         safetensors = require("safetensors", extra="data", purpose="loading a plan")
         try:
@@ -143,7 +153,10 @@ class Plan:
                 words = file.get_tensor("words")
         except safetensors.SafetensorError as error:
             raise ValueError(f"{os.fspath(path)}: not a plan file ({error})") from None
-        return cls.from_words(words)
+        try:
+            return cls.from_words(words)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
 
 
 def build_plan(
@@ -188,4 +201,5 @@ def build_plan(
         )
         if progress is not None:
             progress(count)
-    return Plan.from_words(builder.finish(), kernel)
+    words = builder.finish()
+    return Plan._of_sound_words(words, PlanTable(words), kernel)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, infer, layout, radixnet
 from tests.conftest import dense_reference, random_network
@@ -134,6 +135,7 @@ def test_save_and_load(tmp_path: Path) -> None:
         (lambda words: words[:-4], "holds .* words, its header says"),
         (lambda words: words[:20], "cut short"),
         (lambda words: words[:3], "not a plan"),
+        (lambda words: np.concatenate([words[:2], [0, 0], words[4:]]).astype(np.uint32), "announces no layers"),
         (lambda words: np.concatenate([[99, 0], words[2:]]).astype(np.uint32), "version 99"),
     ],
 )
@@ -141,6 +143,49 @@ def test_damaged_words_are_refused(damage: object, message: str) -> None:
     words = np.asarray(build_plan(random_network(1, [20, 30, 10])).words)
     with pytest.raises(ValueError, match=message):
         Plan.from_words(damage(words))  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize(("bits", "widths"), [(16, [20, 30, 10]), (32, [65537, 30, 10])])
+def test_indices_and_slots_out_of_range_are_named(tmp_path: Path, bits: int, widths: list[int]) -> None:
+    """The back ends trust a plan's indices: a damaged file must not make them read elsewhere."""
+    plan = build_plan(random_network(1, widths, density=0.01 if bits == 32 else 0.3))
+    words, table = np.asarray(plan.words), plan.table
+    assert table.layers["index_bits"][0] == bits
+    run = table.runs_of(1)[-1]
+    last = int(run["index_offset"] + run["groups"] * run["edges"] // 2) - 1  # layer 2 has indices of 16 bits
+    first = int(table.runs_of(0)[-1]["index_offset"])
+    slots = int(table.header["slot_offset"])
+    for position, value, message in (
+        (first, widths[0], "layer 1: an index names an input that the layer does not have"),
+        (last, 30 << 16, "layer 2: an index names an input that the layer does not have"),
+        (slots + 9, 10, "layer 2: the output order names a slot that does not exist"),
+        (slots, 0xFFFFFFFF, "layer 2: the output order names a slot that does not exist"),
+    ):
+        damaged = words.copy()
+        damaged[position] = value
+        with pytest.raises(ValueError, match=message):
+            Plan.from_words(damaged)
+        safetensors.numpy.save_file({"words": damaged}, tmp_path / "plan")
+        with pytest.raises(ValueError, match=f"^{tmp_path}/plan: the plan is damaged: {message}: build it again$"):
+            Plan.load(tmp_path / "plan")
+
+
+def test_no_damaged_word_crashes_the_back_end() -> None:
+    """Whatever a damaged word says, the plan is refused, or runs, to some result."""
+    network = random_network(5, [20, 30, 30, 10], grouped=3)
+    words = np.asarray(build_plan(network).words)
+    generator = np.random.default_rng(0)
+    refused = 0
+    for position in range(words.size):
+        damaged = words.copy()
+        damaged[position] ^= np.uint32(1 << generator.integers(32))
+        try:
+            plan = Plan.from_words(damaged)
+        except ValueError:
+            refused += 1
+            continue
+        assert infer(plan, np.ones((3, 20), np.float32)).shape == (3, 10)
+    assert 0 < refused < words.size
 
 
 def test_native_code_refuses_records_that_lie() -> None:
