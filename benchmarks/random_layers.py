@@ -28,7 +28,7 @@ def random_layer(
     rows = [np.sort(sets[output // share]) for output in range(len(row_edges))]
     lengths = np.asarray([row.size for row in rows], np.int64)
     edges = int(lengths.sum())
-    scale = 1 / np.sqrt(max(edges / len(rows), 1))
+    scale = np.sqrt(2 / max(edges / len(rows), 1))  # keeps activations alive through many layers
     values = np.asarray(scale) if one_value else generator.normal(0, scale, edges)
     return SparseLayer(
         np.concatenate([[0], np.cumsum(lengths)]),

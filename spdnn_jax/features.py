@@ -234,7 +234,7 @@ def _fourier_resize(images: np.ndarray, side: int) -> np.ndarray:
     """
     resize = _fourier_map(images.shape[1], side)
     columns = resize @ images.astype(np.float64)
-    return columns.real @ resize.real.T - columns.imag @ resize.imag.T
+    return np.real(columns) @ np.real(resize).T - np.imag(columns) @ np.imag(resize).T
 
 
 @functools.cache
