@@ -34,7 +34,7 @@ from random_layers import random_layer
 from results_file import Results
 from timing import Timing, measure
 
-from spdnn_jax import SparseLayer, build_plan, challenge, features, infer, ops, planner, radixnet
+from spdnn_jax import SparseLayer, build_plan, challenge, features, infer, ops, planner, radixnet, report
 from spdnn_jax.plan import Plan
 
 PAPER_SECONDS = {
@@ -122,7 +122,7 @@ def _measure_one(measurement: Measurement, results: Results) -> None:
     except Exception as error:  # whatever one contender dies of, the others are measured
         measured = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     results.add({"section": section, "name": name, "contender": contender, **measured})
-    outcome = measured.get("error") or gpu_table.duration(measured["seconds"])
+    outcome = measured.get("error") or report.duration(measured["seconds"])
     took = time.perf_counter() - start
     print(f"{section} {name} {contender}: {outcome} ({took:.0f} s with preparing)", flush=True)
 

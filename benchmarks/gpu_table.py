@@ -14,14 +14,6 @@ from spdnn_jax import report
 Record = dict[str, Any]
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people: 0.94 ms, 7.2 us."""
-    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= scale:
-            return f"{seconds / scale:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} us"
-
-
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; columns after the first are flush right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
@@ -59,11 +51,11 @@ def _networks(records: list[Record]) -> str:
             record["name"].replace("x", " x "),
             record["contender"],
             f"{record['features']:,} {record['inputs']}",
-            duration(record["seconds"]),
-            duration(record["minimum"]),
+            report.duration(record["seconds"]),
+            report.duration(record["minimum"]),
             report.rate(record["nominal_edges_per_second"]),
             _or_dash(record["active_edges_per_second"], report.rate),
-            _or_dash(record["paper_seconds"], duration),
+            _or_dash(record["paper_seconds"], report.duration),
             _or_dash(record["speedup"], lambda ratio: f"{ratio:.1f} x"),
         )
         for record in sorted(_measured(records), key=lambda record: [*map(int, record["name"].split("x"))])
@@ -91,8 +83,8 @@ def _tail(records: list[Record]) -> str:
         (
             record["name"],
             record["contender"],
-            duration(record["seconds"]),
-            duration(record["minimum"]),
+            report.duration(record["seconds"]),
+            report.duration(record["minimum"]),
             report.rate(record["active_edges_per_second"]),
         )
         for record in _measured(records)

@@ -153,11 +153,6 @@ def test_tables(tmp_path: Path) -> None:
     assert "- layers 1024 random JAX BCOO: out of memory" in text
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(1.59, "1.59 s"), (0.0113, "11.3 ms"), (7.2e-6, "7.2 us")])
-def test_duration(seconds: float, text: str) -> None:
-    assert gpu_table.duration(seconds) == text
-
-
 def test_random_layers_are_what_they_are_asked_to_be() -> None:
     layer = gpu.random_layer(np.random.default_rng(0), 50, np.asarray([3, 3, 0, 50]), share=2, bias=0.5)
     layer.validate()
