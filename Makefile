@@ -36,8 +36,9 @@ gpu-check: gpu-install
 	PYTHONSAFEPATH=1 SPDNN_REQUIRE_CUDA=1 $(PYTHON) -m pytest -q
 	$(PYTHON) benchmarks/sanitize.py
 
+# make gpu-bench BENCH='--only=networks --mnist_dir=.carry' chooses what is measured.
 gpu-bench: gpu-install
-	$(PYTHON) benchmarks/gpu.py
+	$(PYTHON) benchmarks/gpu.py $(BENCH)
 
 gpu-install:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps . $(CUDA_ON)

@@ -138,6 +138,7 @@ NB_MODULE(_core, module) {
   module.attr("PLAN_VERSION") = kPlanVersion;
   module.attr("SLICE_GROUPS") = kSliceGroups;
   module.attr("EDGE_CHUNK") = kEdgeChunk;
+  module.attr("WORD_ALIGNMENT") = spdnn::kWordAlignment;
   module.def("header_fields", &header_fields);
   module.def("layer_fields", &layer_fields);
   module.def("run_fields", &run_fields);

@@ -5,6 +5,7 @@ import numpy as np
 PLAN_VERSION: int
 SLICE_GROUPS: int
 EDGE_CHUNK: int
+WORD_ALIGNMENT: int
 
 def header_fields() -> list[tuple[str, str]]: ...
 def layer_fields() -> list[tuple[str, str]]: ...

@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,19 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from spdnn_jax import _native, challenge, download, features, official_files, ops, planner, radixnet, reference, report
+from spdnn_jax import (
+    _native,
+    challenge,
+    download,
+    features,
+    official_files,
+    ops,
+    planner,
+    profiling,
+    radixnet,
+    reference,
+    report,
+)
 from spdnn_jax.network import NetworkFile, SparseLayer
 from spdnn_jax.plan import Plan, build_plan
 
@@ -36,6 +49,7 @@ flags.DEFINE_enum(
 flags.DEFINE_enum("compress", "none", ["none"], "Lossless compression of network and features.")
 flags.DEFINE_enum("kernel", "auto", list(planner.KERNELS), "CUDA kernel family; auto: the planner picks.")
 flags.DEFINE_integer("repeats", 5, "Timed inferences, after one that is not timed.", 1)
+flags.DEFINE_bool("profile_layers", False, "Time each layer alone, in a separate run that waits after every layer.")
 flags.DEFINE_enum(
     "check", "sample", ["none", "sample", "full"], f"Features checked against the oracle: none, {_SAMPLE}, all."
 )
@@ -114,6 +128,7 @@ def _run(_: list[str]) -> int:
     if y0.shape[1] != plan.inputs:
         raise ValueError(f"the features have {y0.shape[1]} neurons, the network has {plan.inputs} inputs")
     inference_seconds, alive, active = _infer(plan, y0, "xla" if backend == "xla" else "auto", seconds)
+    profile = _profile(plan, y0, backend, seconds) if FLAGS.profile_layers else None
     categories = challenge.category_ids(alive)
     check, agrees = _check(y0, alive)
     truth_text, matches = _compare(categories, truth)
@@ -136,6 +151,7 @@ def _run(_: list[str]) -> int:
         categories=len(categories),
         check=check,
         truth=truth_text,
+        profile=profile,
     )
     if FLAGS.categories_out:
         challenge.write_categories(FLAGS.categories_out, categories)
@@ -274,6 +290,14 @@ def _infer(
             progress(done)
     seconds["inference"] = float(np.median(repeats))
     return repeats, np.asarray(alive), np.asarray(active)
+
+
+def _profile(plan: Plan, y0: np.ndarray, backend: str, seconds: dict[str, float]) -> list[dict[str, Any]]:
+    with report.progress_bar("timing layers", plan.layers) as progress:
+        layers = _timed(
+            seconds, "profile", lambda: profiling.profile_layers(plan, y0, backend=backend, progress=progress)
+        )
+    return [asdict(layer) for layer in layers]
 
 
 def _check(y0: np.ndarray, alive: np.ndarray) -> tuple[str | None, bool]:

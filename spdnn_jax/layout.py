@@ -96,6 +96,53 @@ def layer_offsets(table: PlanTable, layer: int) -> np.ndarray:
     return np.concatenate([table.layers[layer]["bias_offset"][None], sections]).astype(np.int64)
 
 
+def cut(words: np.ndarray, first: int, end: int) -> np.ndarray:
+    """Layers first .. end of a plan (counted from 0) as a plan of their own.
+
+    Neurons between layers stand in slot order, and so they do at the cuts: the result of one part is the input of the
+    next, and only the last part restores the original order.
+
+    Args:
+        words: uint32 (words,), the whole plan, on the host.
+        first: The first layer.
+        end: The layer after the last.
+
+    Returns:
+        uint32 (words,), the part.
+
+    Raises:
+        ValueError: There are no such layers, or the words are no plan.
+    """
+    table = PlanTable(words)
+    count = len(table.layers)
+    if not 0 <= first < end <= count:
+        raise ValueError(f"layers {first} .. {end} are no stretch of a plan of {count} layers")
+    header, layers = table.header.copy(), table.layers[first:end].copy()
+    first_run, last = int(layers["first_run"][0]), layers[-1]
+    runs = table.runs[first_run : last["first_run"] + last["runs"]].copy()
+    begin, stop = int(layers["first_word"][0]), int(last["first_word"] + last["words"])
+    if end == count:
+        slots = words[header["slot_offset"] : header["slot_offset"] + header["outputs"]]
+    else:
+        slots = np.arange(last["outputs"], dtype=np.uint32)
+    table_words = (HEADER.itemsize + layers.nbytes + runs.nbytes) // _WORD
+    padded = -(-table_words // core.WORD_ALIGNMENT) * core.WORD_ALIGNMENT
+    moved = padded - begin
+    header["layers"], header["runs"] = len(layers), len(runs)
+    header["inputs"], header["outputs"] = layers["inputs"][0], last["outputs"]
+    header["slot_offset"] = stop + moved
+    header["words"] = header["slot_offset"] + -(-slots.size // core.WORD_ALIGNMENT) * core.WORD_ALIGNMENT
+    layers["first_run"] -= first_run
+    layers["next_words"][-1] = 0
+    for offsets in (layers["first_word"], layers["bias_offset"], runs["index_offset"], runs["value_offset"]):
+        offsets[offsets >= 0] += moved
+    part = np.zeros(header["words"], np.uint32)
+    part[:table_words] = np.concatenate([np.atleast_1d(array).view(np.uint32) for array in (header, layers, runs)])
+    part[padded : padded + stop - begin] = words[begin:stop]
+    part[header["slot_offset"] :][: slots.size] = slots
+    return part
+
+
 def _section(words: jax.Array, offset: jax.Array, size: int) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(words, offset, size)
 

@@ -1,7 +1,7 @@
 """Plan: a network laid out for the native back ends; build, save, load."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from spdnn_jax import planner
 from spdnn_jax._extras import require
 from spdnn_jax._native import core, usable_cores
-from spdnn_jax.layout import PlanTable
+from spdnn_jax.layout import PlanTable, cut
 from spdnn_jax.network import SparseLayer, SparseNetwork, check_cap
 
 
@@ -122,6 +122,26 @@ class Plan:
                 f"{100 * (runs['value_offset'] < 0).mean():.1f}% of the runs hold no values, one weight serves them",
                 f"on CUDA: {planner.schedule(self.table, self.kernel).reason}",
             ]
+        )
+
+    def split(self, layers: int) -> Iterator["Plan"]:
+        """Cuts the plan into plans of so many layers, the last one perhaps of fewer, made as they are asked for.
+
+        Run one after the other, each on the activations of the one before, they compute what the whole plan does. The
+        neurons between them stand in an order of the plan's own.
+
+        Args:
+            layers: Layers of a part.
+
+        Raises:
+            ValueError: layers is not positive.
+        """
+        if layers < 1:
+            raise ValueError(f"a part of a plan has at least one layer, got {layers}")
+        words = np.asarray(self.words)
+        return (
+            Plan.from_words(cut(words, first, min(first + layers, self.layers)), self.kernel)
+            for first in range(0, self.layers, layers)
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

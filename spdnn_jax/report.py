@@ -43,6 +43,8 @@ class Report:
         categories: Number of categories.
         check: Result of the check against the float64 oracle, or None.
         truth: Result of the comparison with the truth file, or None.
+        profile: Of each layer, run by itself, the fields of `spdnn_jax.profiling.LayerProfile`; None without
+            --profile_layers.
     """
 
     network: str
@@ -63,6 +65,7 @@ class Report:
     categories: int
     check: str | None = None
     truth: str | None = None
+    profile: list[dict[str, Any]] | None = None
     nominal_edges_per_second: float = field(init=False)
     active_edges_per_second: float = field(init=False)
 
@@ -96,11 +99,32 @@ class Report:
             ("nominal", rate(self.nominal_edges_per_second)),
             ("active", rate(self.active_edges_per_second)),
             *((f"after layer {layer}", f"{self.active[layer - 1]:,} active") for layer in shown_layers(self.layers)),
+            *(
+                (f"layer {layer} alone", self._profile_text(layer))
+                for layer in shown_layers(self.layers)
+                if self.profile
+            ),
             ("categories", f"{self.categories:,}"),
         ]
         rows += [(name, text) for name, text in (("check", self.check), ("truth", self.truth)) if text]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+    def _profile_text(self, layer: int) -> str:
+        assert self.profile is not None
+        one = self.profile[layer - 1]
+        return (
+            f"{duration(one['seconds'])}, {one['kernel']}, {one['features']:,} features, "
+            f"{rate(one['active_edges_per_second'])} active"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people, in s, ms or us."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
 
 
 def shown_layers(layers: int) -> list[int]:
@@ -213,7 +237,7 @@ def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]
 
 
 def plot(reports: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draws active features and multiplied edges by layer.
+    """Draws active features and multiplied edges by layer, and the layers' seconds where a run has profiled them.
 
     Args:
         reports: As `read_reports` returns them.
@@ -227,21 +251,27 @@ def plot(reports: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> Non
     matplotlib: Any = require("matplotlib", extra="plot", purpose="spdnn plot")
     matplotlib.use("agg")
     pyplot: Any = require("matplotlib.pyplot", extra="plot", purpose="spdnn plot")
-    figure, (features_axis, edges_axis) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
+    profiled = any(report.get("profile") for report in reports)
+    figure, axes = pyplot.subplots(2 + profiled, 1, sharex=True, figsize=(8, 6 + 3 * profiled), layout="constrained")
     for report in reports:
         layer = np.arange(1, len(report["active"]) + 1)
         before = np.concatenate([[report["features"]], report["active"][:-1]])
         label = f"{report['network']}, {report['inputs']}" if "inputs" in report else report["network"]
-        features_axis.step(layer, report["active"], where="mid", label=label)
-        edges_axis.step(layer, before * np.asarray(report["layer_edges"], float), where="mid", label=label)
-    features_axis.set_ylabel("active features after the layer")
-    edges_axis.set_ylabel("edges multiplied in the layer")
-    edges_axis.set_xlabel("layer")
-    for axis in (features_axis, edges_axis):
+        axes[0].step(layer, report["active"], where="mid", label=label)
+        axes[1].step(layer, before * np.asarray(report["layer_edges"], float), where="mid", label=label)
+        if report.get("profile"):
+            seconds = [one["seconds"] for one in report["profile"]]
+            kernels = "/".join(dict.fromkeys(one["kernel"] for one in report["profile"]))
+            axes[2].step(layer, seconds, where="mid", label=f"{label}: {kernels}")
+    titles = ("active features after the layer", "edges multiplied in the layer", "seconds of the layer, alone")
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_ylabel(title)
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.grid(alpha=0.3)
-    features_axis.legend()
+    axes[-1].set_xlabel("layer")
+    for axis in axes[::2]:
+        axis.legend()
     target = Path(path)
     partial = target.with_name(f".part-{target.name}")
     try:

@@ -95,9 +95,12 @@ def test_the_challenge_on_official_weights_and_mnist(shared_data: Path) -> None:
     assert "categories of 4,000 features equal the float64 oracle's" in done.stdout
 
 
-def test_plot(tmp_path: Path) -> None:
+def test_profile_and_plot(tmp_path: Path) -> None:
     report, figure = tmp_path / "report.json", tmp_path / "figure.png"
-    assert spdnn(*SMALL, f"--report_out={report}").returncode == 0
+    done = spdnn(*SMALL, "--profile_layers", f"--report_out={report}")
+    assert "layer 1 alone" in done.stdout
+    content = json.loads(report.read_text())
+    assert [layer["features"] for layer in content["profile"]] == [200, *content["active"][:-1]]
     done = spdnn("plot", str(report), f"--output={figure}")
     assert done.returncode == 0, done.stderr
     assert figure.read_bytes().startswith(b"\x89PNG")

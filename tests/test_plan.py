@@ -206,3 +206,54 @@ def test_a_plan_is_one_argument() -> None:
     assert len(jax.tree.leaves(plan)) == 1
     assert hash(plan.table) == hash(build_plan(radixnet.layers(64, 1920)).table)
     assert plan.table != build_plan(radixnet.layers(64, 1919)).table
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 9])
+@pytest.mark.parametrize("one_value", [True, False])
+@pytest.mark.parametrize("bias", ["vector", "scalar"])
+def test_parts_of_a_plan_compute_what_the_whole_does(layers: int, one_value: bool, bias: str) -> None:
+    """Offsets and the order of neurons must survive the cuts, whatever lies in the sections."""
+    network = random_network(4, [45, 133, 70, 64, 21], bias=bias, one_value=one_value, grouped=3)
+    plan = build_plan(network)
+    y0 = np.random.default_rng(0).random((20, 45), np.float32)
+    parts = list(plan.split(layers))
+    assert sum(part.layers for part in parts) == plan.layers
+    np.testing.assert_array_equal(np.concatenate([part.layer_edges for part in parts]), plan.layer_edges)
+    y = jnp.asarray(y0)
+    for part in parts:
+        y = infer(part, y)
+    expected = infer(plan, y0)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    assert np.count_nonzero(expected), "an output of zeros would prove nothing"
+
+
+def test_parts_run_in_plain_xla() -> None:
+    plan = build_plan(random_network(4, [45, 133, 21], grouped=3))
+    y0 = np.random.default_rng(0).random((20, 45), np.float32)
+    first, second = plan.split(1)
+    result = infer(second, infer(first, y0, backend="xla"), backend="xla")
+    np.testing.assert_allclose(result, infer(plan, y0), atol=1e-5)
+
+
+def test_parts_of_equal_layers_share_what_is_compiled() -> None:
+    """1,920 layers, run one by one, must not be compiled 1,920 times."""
+    assert len({part.table for part in build_plan(radixnet.layers(64, 12)).split(1)}) == 2, "two kinds of layer"
+
+
+def test_a_plan_of_wide_layers_is_cut() -> None:
+    """Indices of 32 bits, and sections whose sizes are no multiple of the alignment."""
+    plan = build_plan(random_network(5, [70001, 7, 70001, 3], density=0.001))
+    y0 = np.random.default_rng(0).random((3, 70001), np.float32)
+    y = jnp.asarray(y0)
+    for part in plan.split(1):
+        y = infer(part, y)
+    np.testing.assert_allclose(y, infer(plan, y0), atol=1e-5)
+
+
+def test_cuts_that_do_not_exist_are_refused() -> None:
+    plan = build_plan(random_network(1, [20, 30, 10]))
+    with pytest.raises(ValueError, match="at least one layer, got 0"):
+        plan.split(0)
+    for first, end in ((0, 3), (1, 1), (-1, 1)):
+        with pytest.raises(ValueError, match="no stretch of a plan of 2 layers"):
+            layout.cut(np.asarray(plan.words), first, end)

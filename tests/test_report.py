@@ -127,6 +127,29 @@ def test_plot_draws_active_features_and_multiplied_edges(tmp_path: Path, monkeyp
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+PROFILE = [
+    {"seconds": seconds, "kernel": kernel, "features": 100, "active_edges_per_second": 1e12}
+    for seconds, kernel in ((0.002, "grouped"), (7.2e-6, "resident"), (1.5, "resident"))
+]
+
+
+def test_a_profile_is_in_the_table_and_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = make_report(profile=PROFILE)
+    assert "layer 1 alone  2 ms, grouped, 100 features, 1 TE/s active" in result.table()
+    assert "layer 3 alone  1.5 s, resident" in result.table()
+    figures = []
+    monkeypatch.setattr(pytest.importorskip("matplotlib.pyplot"), "close", figures.append)
+    report.plot([vars(make_report()), vars(result)], tmp_path / "figure.png")
+    (line,) = figures[0].axes[2].lines
+    assert line.get_ydata().tolist() == [0.002, 7.2e-6, 1.5]
+    assert line.get_label().endswith("grouped/resident")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(1.59, "1.59 s"), (0.0113, "11.3 ms"), (7.2e-6, "7.2 us")])
+def test_duration(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text
+
+
 def test_plot_of_an_unknown_format_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not supported"):
         report.plot([vars(make_report())], tmp_path / "figure.unknown")
