@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import importlib.metadata
+import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -48,6 +49,13 @@ def _check_version(library: ModuleType) -> None:
             f"{importlib.metadata.version('jaxlib')} speaks {installed[0]}.{installed[1]}: upgrade jaxlib, or build "
             "spdnn_jax from source beside it (pip install --no-build-isolation .)"
         )
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from spdnn_jax._extras import require
+from spdnn_jax._native import usable_cores
 from spdnn_jax.challenge import active_edges, nominal_edges
 
 
@@ -39,7 +40,9 @@ class Report:
         nominal_edges_per_second: features x edges / seconds.
         active_edges_per_second: Edges truly multiplied / seconds.
         active: Active features after each layer.
-        layer_edges: Stored edges of each layer.
+        layer_edges: Stored edges of each layer of the original network.
+        multiplied_edges: Edges of each layer that are multiplied for an active feature: fewer where equal neurons were
+            merged.
         categories: Number of categories.
         check: Result of the check against the float64 oracle, or None.
         truth: Result of the comparison with the truth file, or None.
@@ -60,6 +63,7 @@ class Report:
     inference_seconds: list[float]
     active: list[int]
     layer_edges: list[int]
+    multiplied_edges: list[int]
     categories: int
     check: str | None = None
     truth: str | None = None
@@ -67,10 +71,10 @@ class Report:
     active_edges_per_second: float = field(init=False)
 
     def __post_init__(self) -> None:
-        edges = np.asarray(self.layer_edges)
         inference = self.seconds["inference"]
-        self.nominal_edges_per_second = nominal_edges(self.features, edges) / inference
-        self.active_edges_per_second = active_edges(self.features, edges, np.asarray(self.active)) / inference
+        self.nominal_edges_per_second = nominal_edges(self.features, np.asarray(self.layer_edges)) / inference
+        multiplied = active_edges(self.features, np.asarray(self.multiplied_edges), np.asarray(self.active))
+        self.active_edges_per_second = multiplied / inference
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the report as JSON, whole or not at all.
@@ -87,6 +91,7 @@ class Report:
             ("network", f"{self.network}: {self.edges:,} edges"),
             ("features", f"{self.features:,} ({self.inputs})"),
             ("back end", f"{self.backend} on {self.device}, --compress={self.compress}"),
+            ("multiplied", f"{100 * sum(self.multiplied_edges) / max(self.edges, 1):.1f}% of the edges"),
             ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
             *((step, f"{seconds:.4g} s") for step, seconds in self.seconds.items() if step != "inference"),
             (
@@ -123,8 +128,7 @@ def device() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{next(models, platform.machine())}, {cores} cores"
+    return f"{next(models, platform.machine())}, {usable_cores()} cores"
 
 
 def versions() -> dict[str, str]:
@@ -206,7 +210,10 @@ def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]
         except ValueError as error:
             raise ValueError(f"{path}: not a JSON report ({error}): write one with spdnn --report_out") from None
         for report in content if isinstance(content, list) else [content]:
-            if not isinstance(report, dict) or not {"network", "active", "layer_edges", "features"} <= report.keys():
+            if (
+                not isinstance(report, dict)
+                or not {"network", "active", "multiplied_edges", "features"} <= report.keys()
+            ):
                 raise ValueError(f"{path}: holds no report of a run: write one with spdnn --report_out")
             reports.append(report)
     return reports
@@ -233,7 +240,7 @@ def plot(reports: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> Non
         before = np.concatenate([[report["features"]], report["active"][:-1]])
         label = f"{report['network']}, {report['inputs']}" if "inputs" in report else report["network"]
         features_axis.step(layer, report["active"], where="mid", label=label)
-        edges_axis.step(layer, before * np.asarray(report["layer_edges"], float), where="mid", label=label)
+        edges_axis.step(layer, before * np.asarray(report["multiplied_edges"], float), where="mid", label=label)
     features_axis.set_ylabel("active features after the layer")
     edges_axis.set_ylabel("edges multiplied in the layer")
     edges_axis.set_xlabel("layer")
