@@ -204,7 +204,7 @@ def build_plan(
         network: A network, or its layers in order.
         cap: Upper clip of every layer, None for none. Only for an iterable; a `SparseNetwork` has its own.
         compress: "none"; "neurons": lay out the network that `simplify` makes of this one; "full": let the back end
-            merge equal features, too, while it runs. Outputs stay the same, to float32 rounding. Active counts are those of
+            merge equal features, too, while it runs. Outputs stay the same, to float32 rounding. Active counts are of
             the neurons that are left: a feature is not counted where only dropped or constant ones are not zero.
         kernel: CUDA kernel family to use throughout; by default the planner picks one for each layer.
         threads: Layers worked on at a time; by default, the cores this process may use.

@@ -210,10 +210,8 @@ def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]
         except ValueError as error:
             raise ValueError(f"{path}: not a JSON report ({error}): write one with spdnn --report_out") from None
         for report in content if isinstance(content, list) else [content]:
-            if (
-                not isinstance(report, dict)
-                or not {"network", "active", "multiplied_edges", "features"} <= report.keys()
-            ):
+            needed = {"network", "active", "multiplied_edges", "features"}
+            if not isinstance(report, dict) or not needed <= report.keys():
                 raise ValueError(f"{path}: holds no report of a run: write one with spdnn --report_out")
             reports.append(report)
     return reports

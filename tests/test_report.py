@@ -125,7 +125,7 @@ def test_plot_draws_active_features_and_multiplied_edges(tmp_path: Path, monkeyp
     report.plot([vars(make_report())], tmp_path / "figure.png")
     features, edges = (axis.lines[0] for axis in figures[0].axes)
     assert features.get_ydata().tolist() == [50, 5, 0]
-    assert edges.get_ydata().tolist() == [100 * 10, 50 * 20, 5 * 30]
+    assert edges.get_ydata().tolist() == [100 * 5, 50 * 10, 5 * 15]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
