@@ -309,6 +309,70 @@ def test_categories_of_a_challenge_network_stay_the_same() -> None:
         np.testing.assert_array_equal(active, expected.active)
 
 
+# --- equal features ---------------------------------------------------------------------------------------------------
+#
+# The CPU back end computes a feature bit for bit alike whatever stands beside it: merging must not change a bit.
+
+
+def assert_merging_features_changes_nothing(network: SparseNetwork, y0: np.ndarray) -> np.ndarray:
+    """Returns the activations."""
+    plain, merging = (build_plan(network, compress=compress) for compress in ("neurons", "full"))
+    expected = np.asarray(infer(plain, y0))
+    np.testing.assert_array_equal(np.asarray(infer(merging, y0)), expected)
+    for got, wanted in zip(ops.categories_and_active(merging, y0), ops.categories_and_active(plain, y0), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    return expected
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("count", [1, 2, 15, 64, 65, 1000])
+@pytest.mark.parametrize("bias", [-0.05, 0.05], ids=["features die", "no feature dies"])
+@pytest.mark.parametrize("cap", [1.0, None], ids=["features saturate", "features stay apart"])
+def test_equal_features_share_their_results(count: int, bias: float, cap: float | None) -> None:
+    """Followers must get their leader's result, leaders that follow others later included, and be counted as active."""
+    generator = np.random.default_rng(count)
+    layers = [SparseLayer.from_dense(generator.random((40, 40)) * 0.08, bias) for _ in range(40)]
+    distinct = (
+        generator.random((max(1, count // 3), 40), np.float32) * (generator.random(max(1, count // 3)) < 0.7)[:, None]
+    )
+    y0 = distinct[generator.integers(len(distinct), size=count)].astype(np.float32)
+    y0[::7, 3] *= 1.0000002
+    assert_merging_features_changes_nothing(SparseNetwork(tuple(layers), cap), y0)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_equal_features_of_a_challenge_network() -> None:
+    network = radixnet.network(1024, 60)
+    y0 = features.digits(1024, 3000)
+    result = assert_merging_features_changes_nothing(network, y0)
+    assert len(np.unique(result, axis=0)) < 10, "many features must have met"
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_features_of_one_hash_are_told_apart() -> None:
+    """Beside 2^20 the rounding of a hash swallows what the features differ by: they must be compared exactly."""
+    width = 200
+    carry = np.eye(width) + 1e-30  # so many edges that the CPU back end looks for equal features after the layer
+    tell = np.eye(width)
+    tell[0, 0] = 1e-6
+    network = SparseNetwork(tuple(SparseLayer.from_dense(matrix) for matrix in (carry, carry, tell)), cap=None)
+    y0 = np.zeros((60, width), np.float32)
+    y0[:, 0] = 2**20
+    y0[np.arange(60), 1 + np.arange(60) // 2] = 1e-3
+    result = assert_merging_features_changes_nothing(network, y0)
+    assert len(np.unique(result, axis=0)) == 30
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_features_that_are_not_numbers_stay_so() -> None:
+    """A NaN equals nothing, itself included, and must neither hang the search nor spread to other features."""
+    layers = [SparseLayer.from_dense(np.full((20, 20), 0.06), 0.01) for _ in range(20)]
+    y0 = np.ones((30, 20), np.float32)
+    y0[::4, 5] = np.nan
+    result = assert_merging_features_changes_nothing(SparseNetwork(tuple(layers)), y0)
+    np.testing.assert_array_equal(np.isnan(result).all(axis=1), np.isnan(y0).any(axis=1))
+
+
 # --- refusals, figures, files -----------------------------------------------------------------------------------------
 
 
