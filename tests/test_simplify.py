@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, features, infer, ops, radixnet, reference
-from spdnn_jax.simplify import COMPRESS, Simplified, simplify
+from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, features, infer, ops, planner, radixnet, reference
+from spdnn_jax.simplify import COMPRESS, Compress, Simplified, simplify
 from tests.conftest import dense_reference, random_network
 
 ULP = np.float32(2**-24)  # 0.5 + ULP is the float32 that follows 0.5
@@ -109,18 +109,33 @@ def test_outputs_are_those_of_the_oracle(seed: int, sizes: list[int], cap: float
 @pytest.mark.parametrize("compress", ["neurons", "full"])
 @pytest.mark.parametrize("backend", ["auto", "xla"])
 @pytest.mark.parametrize("seed", range(4))
-def test_plans_restore_every_original_output(compress: str, backend: str, seed: int) -> None:
+def test_plans_restore_every_original_output(compress: Compress, backend: ops.Backend, seed: int) -> None:
     """A back end that mixes up the width of the last layer and the number of outputs writes outside its rows."""
     network = with_duplicates(seed, [30, 50, 40, 60], 32.0)
-    plan = build_plan(network, compress=compress)  # pyright: ignore[reportArgumentType]
+    plan = build_plan(network, compress=compress)
     y0 = np.random.default_rng(seed).random((70, 30), np.float32)
     expected = reference.infer(network, y0)
     scale = max(1.0, np.abs(expected.activations).max())
-    result = infer(plan, y0, backend=backend)  # pyright: ignore[reportArgumentType]
+    result = infer(plan, y0, backend=backend)
     assert result.shape == (70, plan.outputs) == (70, 60)
     np.testing.assert_allclose(result, expected.activations, atol=1e-5 * scale)
-    alive, _ = ops.categories_and_active(plan, y0, backend=backend)  # pyright: ignore[reportArgumentType]
+    alive, _ = ops.categories_and_active(plan, y0, backend=backend)
     np.testing.assert_array_equal(alive, expected.categories)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("compress", COMPRESS)
+@pytest.mark.parametrize("kernel", ["grouped", "resident"])
+@pytest.mark.parametrize("seed", range(4))
+def test_plans_restore_every_original_output_on_a_gpu(compress: Compress, kernel: planner.Kernel, seed: int) -> None:
+    """As above, for the CUDA back end."""
+    network = with_duplicates(seed, [30, 50, 40, 60], 32.0)
+    plan = build_plan(network, compress=compress, kernel=kernel)
+    y0 = np.random.default_rng(seed).random((300, 30), np.float32)
+    expected = reference.infer(network, y0)
+    scale = max(1.0, np.abs(expected.activations).max())
+    np.testing.assert_allclose(infer(plan, y0), expected.activations, atol=2e-5 * scale)
+    np.testing.assert_array_equal(ops.categories_and_active(plan, y0)[0], expected.categories)
 
 
 @settings(max_examples=20, deadline=None)
@@ -302,7 +317,7 @@ def test_categories_of_a_challenge_network_stay_the_same() -> None:
     y0 = features.digits(1024, 500)
     expected = reference.infer(radixnet.layers(1024, 40), y0)
     assert 0 < expected.categories.sum() < 500
-    for compress in ("neurons", "full"):
+    for compress in COMPRESS[1:]:
         plan = build_plan(radixnet.layers(1024, 40), compress=compress)
         alive, active = ops.categories_and_active(plan, y0)
         np.testing.assert_array_equal(alive, expected.categories)
@@ -403,9 +418,9 @@ def test_the_summary_says_what_was_merged_where() -> None:
     assert "compress" not in build_plan(network).summary()
 
 
-@pytest.mark.parametrize("compress", ["none", "neurons", "full"])
-def test_a_saved_plan_remembers_its_compression(compress: str, tmp_path: Path) -> None:
-    plan = build_plan(radixnet.layers(64, 5), compress=compress)  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("compress", COMPRESS)
+def test_a_saved_plan_remembers_its_compression(compress: Compress, tmp_path: Path) -> None:
+    plan = build_plan(radixnet.layers(64, 5), compress=compress)
     plan.save(tmp_path / "plan")
     again = Plan.load(tmp_path / "plan")
     assert again.compress == compress

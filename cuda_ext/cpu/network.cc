@@ -46,16 +46,16 @@ struct ColumnHash {
   std::vector<float> weights;
 };
 
-// After these layers equal columns are looked for: whenever so many edges a neuron have been multiplied that the search
-// costs little beside them, whether it finds any or not.
+// After these layers equal columns are looked for: whenever so many edges have been multiplied that the search costs
+// little beside them, whether it finds any or not.
 std::vector<char> choose_merges(const PlanView& plan) {
-  constexpr int64_t kEdgesPerSearch = 128;
+  constexpr int64_t kEdgesPerNeuron = 128, kEdgesPerSearch = 1 << 13;
   std::vector<char> merges(plan.header->layers, 0);
   if (!plan.header->merge_features) return merges;
   int64_t edges = 0;
   for (int64_t l = 0; l + 1 < plan.header->layers; ++l) {
     edges += plan.layers[l].multiplied_edges;
-    if (edges < kEdgesPerSearch * plan.layers[l].outputs) continue;
+    if (edges < kEdgesPerNeuron * plan.layers[l].outputs + kEdgesPerSearch) continue;
     merges[l] = 1;
     edges = 0;
   }
@@ -113,6 +113,7 @@ class Worker {
         nonzero_(shared.stride),
         flags_(shared.stride),
         leader_of_(shared.stride),
+        table_(4 * shared.stride),
         active_(call_.plan.header->layers) {}
 
   void run() {
@@ -178,11 +179,14 @@ class Worker {
     task.in = in_.buffer.data();
     task.out = out_.buffer.data();
     task.stride = stride_;
-    task.features = count(in_);
+    task.features = size(in_.columns);
     return task;
   }
 
-  static int64_t count(const Tile& tile) { return static_cast<int64_t>(tile.columns.size()); }
+  template <typename T>
+  static int64_t size(const std::vector<T>& vector) {
+    return static_cast<int64_t>(vector.size());
+  }
 
   const float* floats(int64_t offset) const { return reinterpret_cast<const float*>(call_.words + offset); }
 
@@ -206,39 +210,48 @@ class Worker {
   // left, or the rest waits in a room.
   bool keep_full(int64_t l, const std::vector<int>& wanted) {
     const int64_t width = call_.plan.layers[l].outputs;
-    const bool merges = shared_.merges_after[l] && wanted.size() > 1;
-    const std::vector<int> kept = merges ? find_leaders(wanted, width) : wanted;
-    const int64_t left = static_cast<int64_t>(kept.size());
     const bool has_room = std::binary_search(shared_.rooms_after.begin(), shared_.rooms_after.end(), l);
-    const bool waits = has_room && left <= stride_ / 2;
-    if (!waits && vectors(left) == vectors(count(in_))) return true;
+    const auto waits = [&](const std::vector<int>& kept) { return has_room && size(kept) <= stride_ / 2; };
+    const auto saves = [&](const std::vector<int>& kept) {
+      return waits(kept) || vectors(size(kept)) < vectors(size(in_.columns));
+    };
+    const bool merges = shared_.merges_after[l] && wanted.size() > 1;
+    std::vector<int> kept = wanted;
+    if (merges) kept = find_leaders(wanted, width);
+    if (!saves(kept)) return true;
+    if (merges) {
+      kept = confirm_leaders(wanted, width);
+      if (!saves(kept)) return true;
+    }
     if (call_.plan.layers[l].prunable) write_dead_rows();
     if (merges) follow_leaders(wanted);
-    if (left == 0) return false;
-    if (waits) return wait(l, kept, width);
+    if (kept.empty()) return false;
+    if (waits(kept)) return wait(l, kept, width);
     move_columns(in_, kept, width, stride_, 0, in_);
     return true;
   }
 
-  // Sets leader_of_ of each of `columns`: the first one equal to it. Returns the leaders.
+  // Sets leader_of_ of each of `columns` to the first one of the same hash. Returns the leaders.
   std::vector<int> find_leaders(const std::vector<int>& columns, int64_t width) {
     hash_columns(width);
     const float* hashes = out_.buffer.data();
-    const auto hash = [hashes](int column) {  // as bits: a NaN would upset the order
+    const auto hash = [hashes](int column) {  // as bits: a NaN equals itself, and is found again
       uint32_t bits;
       std::memcpy(&bits, hashes + column, sizeof bits);
       return bits;
     };
-    std::vector<int> order = columns;
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return hash(a) < hash(b); });
-    for (auto begin = order.begin(); begin != order.end();) {
-      const auto end = std::find_if(begin, order.end(), [&](int column) { return hash(column) != hash(*begin); });
-      split_into_classes({begin, end}, width);
-      begin = end;
-    }
+    std::fill(table_.begin(), table_.end(), -1);
     std::vector<int> leaders;
-    std::copy_if(columns.begin(), columns.end(), std::back_inserter(leaders),
-                 [this](int column) { return leader_of_[column] == column; });
+    for (int column : columns) {
+      size_t place = hash(column) * 0x9E3779B1u >> 7;
+      while (table_[place % table_.size()] >= 0 && hash(table_[place % table_.size()]) != hash(column)) ++place;
+      int& leader = table_[place % table_.size()];
+      if (leader < 0) {
+        leader = column;
+        leaders.push_back(column);
+      }
+      leader_of_[column] = leader;
+    }
     return leaders;
   }
 
@@ -256,23 +269,22 @@ class Worker {
     shared_.kernels.run(task);
   }
 
-  // Columns of one hash are nearly always equal; a collision only costs another comparison.
-  void split_into_classes(std::vector<int> columns, int64_t width) {
-    while (!columns.empty()) {
-      const int leader = columns.front();
-      leader_of_[leader] = leader;
-      if (columns.size() == 1) return;
+  // Compares the columns with their leaders; one that differs, for all that its hash is the same, becomes a leader.
+  // Returns the leaders.
+  std::vector<int> confirm_leaders(const std::vector<int>& columns, int64_t width) {
+    std::vector<char> has_followers(stride_, 0);
+    for (int column : columns) has_followers[leader_of_[column]] |= leader_of_[column] != column;
+    for (int leader : columns) {
+      if (!has_followers[leader]) continue;
       compare_columns(in_, leader, width, stride_, flags_.data());
-      std::vector<int> others;
-      for (size_t k = 1; k < columns.size(); ++k) {
-        if (flags_[columns[k]]) {
-          others.push_back(columns[k]);
-        } else {
-          leader_of_[columns[k]] = leader;
-        }
+      for (int column : columns) {
+        if (leader_of_[column] == leader && flags_[column]) leader_of_[column] = column;
       }
-      columns = std::move(others);
     }
+    std::vector<int> leaders;
+    std::copy_if(columns.begin(), columns.end(), std::back_inserter(leaders),
+                 [this](int column) { return leader_of_[column] == column; });
+    return leaders;
   }
 
   // To be called where followers leave the tile.
@@ -303,7 +315,7 @@ class Worker {
   bool wait(int64_t l, const std::vector<int>& live, int64_t width) {
     auto [place, is_new] = rooms_.try_emplace(l, shared_.width * stride_);
     Tile& room = place->second;
-    const int64_t waiting = count(room);
+    const int64_t waiting = size(room.columns);
     const int64_t fitting = std::min<int64_t>(static_cast<int64_t>(live.size()), stride_ - waiting);
     move_columns(in_, {live.begin(), live.begin() + fitting}, width, stride_, waiting, room);
     if (waiting + fitting < stride_) return false;
@@ -343,6 +355,7 @@ class Worker {
   std::vector<uint32_t> nonzero_;
   std::vector<uint32_t> flags_;  // of columns, for use inside a function
   std::vector<int> leader_of_;   // of columns, between find_leaders and follow_leaders
+  std::vector<int> table_;       // for find_leaders: a column at its hash, or at the next free place after it
   struct Follower {
     int64_t feature;
     int64_t leader;
