@@ -38,8 +38,9 @@ class Report:
         seconds: Of each step: read, plan, inputs, compile, inference (the median of `inference_seconds`).
         inference_seconds: Of every repeat, from device-resident input to device-resident categories.
         nominal_edges_per_second: features x edges / seconds.
-        active_edges_per_second: Edges truly multiplied / seconds.
-        active: Active features after each layer.
+        active_edges_per_second: Edges truly multiplied / seconds; None with --compress=full, where equal features are
+            merged on the way, and not counted.
+        active: Active features after each layer, merged ones included.
         layer_edges: Stored edges of each layer of the original network.
         multiplied_edges: Edges of each layer that are multiplied for an active feature: fewer where equal neurons were
             merged.
@@ -68,13 +69,13 @@ class Report:
     check: str | None = None
     truth: str | None = None
     nominal_edges_per_second: float = field(init=False)
-    active_edges_per_second: float = field(init=False)
+    active_edges_per_second: float | None = field(init=False)
 
     def __post_init__(self) -> None:
         inference = self.seconds["inference"]
         self.nominal_edges_per_second = nominal_edges(self.features, np.asarray(self.layer_edges)) / inference
         multiplied = active_edges(self.features, np.asarray(self.multiplied_edges), np.asarray(self.active))
-        self.active_edges_per_second = multiplied / inference
+        self.active_edges_per_second = None if self.compress == "full" else multiplied / inference
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the report as JSON, whole or not at all.
@@ -99,13 +100,18 @@ class Report:
                 f"{self.seconds['inference']:.4g} s, median of {repeats}: device-resident input to categories",
             ),
             ("nominal", rate(self.nominal_edges_per_second)),
-            ("active", rate(self.active_edges_per_second)),
+            ("active", self._active_rate()),
             *((f"after layer {layer}", f"{self.active[layer - 1]:,} active") for layer in shown_layers(self.layers)),
             ("categories", f"{self.categories:,}"),
         ]
         rows += [(name, text) for name, text in (("check", self.check), ("truth", self.truth)) if text]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+    def _active_rate(self) -> str:
+        if self.active_edges_per_second is None:
+            return "not known: equal features are merged on the way, uncounted"
+        return rate(self.active_edges_per_second)
 
 
 def shown_layers(layers: int) -> list[int]:

@@ -38,6 +38,13 @@ def test_edges_per_second() -> None:
     assert result.active_edges_per_second == (100 * 5 + 50 * 10 + 5 * 15) / 2
 
 
+def test_no_active_edges_are_claimed_where_features_were_merged() -> None:
+    """How many features were multiplied is not counted there; the number of active ones would overstate the speed."""
+    result = make_report(compress="full")
+    assert result.active_edges_per_second is None
+    assert "not known" in result.table()
+
+
 def test_table_says_what_was_measured() -> None:
     lines = dict(line.split("  ", 1) for line in make_report(check="as it should be").table().splitlines())
     rows = {name.strip(): text.strip() for name, text in lines.items()}
