@@ -1,13 +1,15 @@
-// The Python module spdnn_jax._core: the layout's records, the plan builder, the reader of tables, and the CPU
-// handlers.
+// The Python module spdnn_jax._core: the layout's records, the simplifier, the plan builder, the reader of tables, and
+// the CPU handlers.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -15,6 +17,7 @@
 
 #include "plan_builder.h"
 #include "plan_check.h"
+#include "simplify.h"
 #include "spdnn_layout.h"
 #include "tsv.h"
 #include "xla/ffi/api/c_api.h"
@@ -70,8 +73,9 @@ std::shared_ptr<void> keep_alive(nb::object object) {
   });
 }
 
-void add_layer(PlanBuilder& builder, int64_t inputs, Array<int64_t> indptr, Array<int32_t> indices, Array<float> values,
-               Array<float> bias) {
+// A layer as the arrays of a SparseLayer. Throws where their lengths do not fit.
+LayerArrays layer_arrays(int64_t inputs, const Array<int64_t>& indptr, const Array<int32_t>& indices,
+                         const Array<float>& values, const Array<float>& bias) {
   LayerArrays layer;
   layer.inputs = inputs;
   if (indptr.shape(0) == 0) throw std::invalid_argument("indptr must hold outputs + 1 entries");
@@ -83,25 +87,59 @@ void add_layer(PlanBuilder& builder, int64_t inputs, Array<int64_t> indptr, Arra
   layer.bias = bias.data();
   layer.bias_count = static_cast<int64_t>(bias.shape(0));
   const int64_t edges = static_cast<int64_t>(indices.shape(0));
-  if (layer.indptr[layer.outputs] != edges)
-    throw std::invalid_argument("the last entry of indptr must be the number of edges");
+  if (layer.edges() != edges) throw std::invalid_argument("the last entry of indptr must be the number of edges");
   if (layer.value_count != edges && layer.value_count != 1) {
     throw std::invalid_argument("values must hold one entry, or one for each edge");
   }
   if (layer.bias_count != layer.outputs && layer.bias_count != 1) {
     throw std::invalid_argument("bias must hold one entry, or one for each output neuron");
   }
-  std::shared_ptr<void> owner = keep_alive(nb::make_tuple(indptr, indices, values, bias));
-  nb::gil_scoped_release no_gil;
-  builder.add(layer, std::move(owner));
+  return layer;
 }
 
-Vector<uint32_t> finish(PlanBuilder& builder) {
+void add_to_plan(PlanBuilder& builder, int64_t inputs, Array<int64_t> indptr, Array<int32_t> indices,
+                 Array<float> values, Array<float> bias, const LayerOrigin* origin) {
+  const LayerArrays layer = layer_arrays(inputs, indptr, indices, values, bias);
+  LayerOrigin as_it_is;
+  as_it_is.edges = layer.edges();
+  std::shared_ptr<void> owner = keep_alive(nb::make_tuple(indptr, indices, values, bias));
+  nb::gil_scoped_release no_gil;
+  builder.add(layer, origin ? *origin : as_it_is, std::move(owner));
+}
+
+void add_to_simplifier(Simplifier& simplifier, int64_t inputs, Array<int64_t> indptr, Array<int32_t> indices,
+                       Array<float> values, Array<float> bias) {
+  const LayerArrays layer = layer_arrays(inputs, indptr, indices, values, bias);
+  nb::gil_scoped_release no_gil;
+  simplifier.add(layer);
+}
+
+// A NumPy array that owns the vector.
+template <typename T>
+Vector<T> to_numpy(std::vector<T> vector) {
+  auto* kept = new std::vector<T>(std::move(vector));
+  nb::capsule owner(kept, [](void* pointer) noexcept { delete static_cast<std::vector<T>*>(pointer); });
+  return {kept->data(), {kept->size()}, owner};
+}
+
+nb::object take_simplified(Simplifier& simplifier) {
+  if (simplifier.empty()) return nb::none();
+  SimplifiedLayer layer = simplifier.take();
+  return nb::make_tuple(layer.inputs, to_numpy(std::move(layer.indptr)), to_numpy(std::move(layer.indices)),
+                        to_numpy(std::move(layer.values)), to_numpy(std::move(layer.bias)), layer.origin);
+}
+
+Vector<uint32_t> finish(PlanBuilder& builder, std::optional<Array<int32_t>> expansion,
+                                                     bool merge_features) {
+  Simplification simplification;
+  simplification.neurons = expansion.has_value();
+  if (expansion) simplification.expansion.assign(expansion->data(), expansion->data() + expansion->shape(0));
+  simplification.features = merge_features;
   uint32_t* plan = nullptr;
   size_t words = 0;
   {
     nb::gil_scoped_release no_gil;
-    words = static_cast<size_t>(builder.finish());
+    words = static_cast<size_t>(builder.finish(simplification));
     plan = new uint32_t[words];
     builder.write(plan);
   }
@@ -134,7 +172,7 @@ std::tuple<Vector<int32_t>, Vector<int32_t>, Vector<float>, int64_t> parse_table
 
 NB_MODULE(_core, module) {
   using namespace spdnn;
-  module.doc() = "Native core of spdnn_jax: plan layout, plan builder, table reader, CPU back end.";
+  module.doc() = "Native core of spdnn_jax: plan layout, simplifier, plan builder, table reader, CPU back end.";
   module.attr("PLAN_VERSION") = kPlanVersion;
   module.attr("SLICE_GROUPS") = kSliceGroups;
   module.attr("EDGE_CHUNK") = kEdgeChunk;
@@ -153,7 +191,19 @@ NB_MODULE(_core, module) {
   });
   nb::class_<PlanBuilder>(module, "PlanBuilder")
       .def(nb::init<double, int>(), nb::arg("cap"), nb::arg("threads"))
-      .def("add", &add_layer, nb::arg("inputs"), nb::arg("indptr"), nb::arg("indices"), nb::arg("values"),
+      .def("add", &add_to_plan, nb::arg("inputs"), nb::arg("indptr"), nb::arg("indices"), nb::arg("values"),
+           nb::arg("bias"), nb::arg("origin").none() = nb::none())
+      .def("finish", &finish, nb::arg("expansion").none() = nb::none(), nb::arg("merge_features") = false);
+  nb::class_<LayerOrigin>(module, "LayerOrigin")
+      .def_ro("edges", &LayerOrigin::edges)
+      .def_ro("merged", &LayerOrigin::merged)
+      .def_ro("constant", &LayerOrigin::constant)
+      .def_ro("unread", &LayerOrigin::unread);
+  nb::class_<Simplifier>(module, "Simplifier")
+      .def(nb::init<double, int, uint64_t>(), nb::arg("cap"), nb::arg("threads"), nb::arg("hash_mask"))
+      .def("add", &add_to_simplifier, nb::arg("inputs"), nb::arg("indptr"), nb::arg("indices"), nb::arg("values"),
            nb::arg("bias"))
-      .def("finish", &finish);
+      .def("finish", &Simplifier::finish, nb::call_guard<nb::gil_scoped_release>())
+      .def("take", &take_simplified)
+      .def("expansion", [](const Simplifier& simplifier) { return to_numpy(simplifier.expansion()); });
 }

@@ -33,10 +33,6 @@ struct LayerOrder {
 
 namespace {
 
-[[noreturn]] void fail(int64_t layer, const std::string& what) {
-  throw std::invalid_argument("layer " + std::to_string(layer) + ": " + what);
-}
-
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Padded row length. Coarser for long rows, so that a layer of many different lengths has few runs: at most one
@@ -45,34 +41,6 @@ int64_t padded_edges(int64_t edges) {
   int64_t step = kEdgeChunk;
   while (step * 16 < edges) step *= 2;
   return round_up(edges, step);
-}
-
-void check_layer(const LayerArrays& layer, int64_t number) {
-  if (layer.indptr[0] != 0) fail(number, "indptr must start with 0");
-  for (int64_t row = 0; row < layer.outputs; ++row) {
-    const int64_t begin = layer.indptr[row], end = layer.indptr[row + 1];
-    if (end < begin) fail(number, "indptr falls at output neuron " + std::to_string(row));
-    int64_t previous = -1;
-    for (int64_t edge = begin; edge < end; ++edge) {
-      const int64_t index = layer.indices[edge];
-      if (index < 0 || index >= layer.inputs) {
-        fail(number, "output neuron " + std::to_string(row) + " reads input neuron " + std::to_string(index) +
-                         ", but there are " + std::to_string(layer.inputs));
-      }
-      if (index <= previous) {
-        fail(number, "the inputs of output neuron " + std::to_string(row) +
-                         " are not ascending and distinct; build the layer with SparseLayer.from_scipy");
-      }
-      previous = index;
-    }
-  }
-  auto check_finite = [&](const float* values, int64_t count, const char* name) {
-    for (int64_t i = 0; i < count; ++i) {
-      if (!std::isfinite(values[i])) fail(number, std::string(name) + " " + std::to_string(i) + " is not finite");
-    }
-  };
-  check_finite(layer.values, layer.value_count, "weight");
-  check_finite(layer.bias, layer.bias_count, "bias");
 }
 
 bool all_equal(const float* values, int64_t count) {
@@ -214,8 +182,9 @@ class Grouping {
 // Writes the sections of a layer. `input_slot` gives the slot of each input neuron; null: neurons stand in order.
 class Emission {
  public:
-  Emission(const LayerArrays& layer, std::shared_ptr<const LayerOrder> order, const int32_t* input_slot)
-      : layer_(layer), order_(*order), input_slot_(input_slot) {
+  Emission(const LayerArrays& layer, const LayerOrigin& origin, std::shared_ptr<const LayerOrder> order,
+           const int32_t* input_slot)
+      : layer_(layer), origin_(origin), order_(*order), input_slot_(input_slot) {
     built_.order = std::move(order);
   }
 
@@ -223,7 +192,11 @@ class Emission {
     PlanLayer& record = built_.layer;
     record.inputs = layer_.inputs;
     record.outputs = layer_.outputs;
-    record.edges = layer_.indptr[layer_.outputs];
+    record.edges = origin_.edges;
+    record.multiplied_edges = layer_.edges();
+    record.merged = origin_.merged;
+    record.constant = origin_.constant;
+    record.unread = origin_.unread;
     record.runs = static_cast<int64_t>(order_.runs.size());
     record.index_bits = layer_.inputs <= 65536 ? 16 : 32;
     single_valued_ = all_equal(layer_.values, layer_.value_count);
@@ -316,6 +289,7 @@ class Emission {
   }
 
   const LayerArrays& layer_;
+  const LayerOrigin& origin_;
   const LayerOrder& order_;
   const int32_t* input_slot_;
   bool single_valued_ = false;
@@ -324,7 +298,7 @@ class Emission {
 
 using Order = std::shared_ptr<const LayerOrder>;
 
-BuiltLayer build_layer(LayerArrays layer, int64_t number, std::promise<Order> order_promise,
+BuiltLayer build_layer(LayerArrays layer, LayerOrigin origin, int64_t number, std::promise<Order> order_promise,
                        std::shared_future<Order> input_order) {
   Order order;
   try {
@@ -336,7 +310,7 @@ BuiltLayer build_layer(LayerArrays layer, int64_t number, std::promise<Order> or
     throw;
   }
   const Order inputs = input_order.valid() ? input_order.get() : nullptr;
-  return Emission(layer, order, inputs ? inputs->slot_of.data() : nullptr).build();
+  return Emission(layer, origin, order, inputs ? inputs->slot_of.data() : nullptr).build();
 }
 
 }  // namespace
@@ -345,18 +319,14 @@ PlanBuilder::PlanBuilder(double cap, int threads) : cap_(cap), threads_(std::max
 
 PlanBuilder::~PlanBuilder() = default;
 
-void PlanBuilder::add(const LayerArrays& layer, std::shared_ptr<void> owner) {
-  ++layer_count_;
-  if (last_outputs_ >= 0 && layer.inputs != last_outputs_) {
-    fail(layer_count_, "has " + std::to_string(layer.inputs) + " inputs, but the layer before has " +
-                           std::to_string(last_outputs_) + " outputs");
-  }
+void PlanBuilder::add(const LayerArrays& layer, const LayerOrigin& origin, std::shared_ptr<void> owner) {
+  check_chain(layer, ++layer_count_, last_outputs_);
   while (in_work_.size() >= threads_) collect_one();
   if (layer_count_ == 1) header_.inputs = layer.inputs;
   last_outputs_ = layer.outputs;
   std::promise<Order> order_promise;
   std::shared_future<Order> order = order_promise.get_future().share();
-  in_work_.push_back({std::move(owner), std::async(std::launch::async, build_layer, layer, layer_count_,
+  in_work_.push_back({std::move(owner), std::async(std::launch::async, build_layer, layer, origin, layer_count_,
                                                    std::move(order_promise), last_order_)});
   last_order_ = order;
 }
@@ -368,13 +338,19 @@ void PlanBuilder::collect_one() {
   built_.push_back(std::move(built));
 }
 
-int64_t PlanBuilder::finish() {
+int64_t PlanBuilder::finish(const Simplification& simplification) {
   if (layer_count_ == 0) throw std::invalid_argument("a network needs at least one layer");
+  expansion_ = simplification.expansion;
+  for (const int32_t output : expansion_) {
+    if (output < 0 || output >= last_outputs_) throw std::invalid_argument("the expansion names an unknown output");
+  }
   while (!in_work_.empty()) collect_one();
   header_.version = kPlanVersion;
   header_.layers = layer_count_;
-  header_.outputs = last_outputs_;
+  header_.outputs = simplification.neurons ? static_cast<int64_t>(expansion_.size()) : last_outputs_;
   header_.cap = cap_;
+  header_.merged_neurons = simplification.neurons;
+  header_.merge_features = simplification.features;
   float later_max_bias = -INFINITY;
   for (auto built = built_.rbegin(); built != built_.rend(); ++built) {
     // An all-zero feature comes alive again only where some later bias is positive.
@@ -426,7 +402,11 @@ void PlanBuilder::write(uint32_t* plan) {
     malloc_trim(0);  // else the freed layers stay resident, and the peak is twice the plan
 #endif
   }
-  append(last_order->slot_of.data(), last_order->slot_of.size() * sizeof(int32_t));
+  if (header_.merged_neurons) {
+    for (const int32_t output : expansion_) append(&last_order->slot_of[output], sizeof(int32_t));
+  } else {
+    append(last_order->slot_of.data(), last_order->slot_of.size() * sizeof(int32_t));
+  }
   append(padding, (round_up(header_.outputs, kWordAlignment) - header_.outputs) * sizeof(uint32_t));
 }
 

@@ -7,23 +7,19 @@
 #include <memory>
 #include <vector>
 
+#include "layer_arrays.h"
 #include "spdnn_layout.h"
 
 namespace spdnn {
 
-// One layer, rows compressed by output neuron.
-struct LayerArrays {
-  int64_t inputs = 0;
-  int64_t outputs = 0;
-  const int64_t* indptr = nullptr;   // outputs + 1
-  const int32_t* indices = nullptr;  // indptr[outputs], ascending inside a row
-  const float* values = nullptr;     // indptr[outputs], or one for all
-  int64_t value_count = 0;
-  const float* bias = nullptr;  // outputs, or one for all
-  int64_t bias_count = 0;
-};
-
 struct LayerOrder;
+
+// How the layers that the builder is given came out of the original network.
+struct Simplification {
+  bool neurons = false;            // equal neurons were merged
+  bool features = false;           // the back ends may merge equal features
+  std::vector<int32_t> expansion;  // output of the last layer that holds each original output, where `neurons`
+};
 
 struct BuiltLayer {
   PlanLayer layer{};          // first_run, prunable and offsets still relative to the layer
@@ -43,10 +39,10 @@ class PlanBuilder {
 
   // Takes the next layer, whose arrays live as long as `owner`. Returns when it is queued; blocks while `threads`
   // layers are in work. Throws std::invalid_argument, for this layer or one before it.
-  void add(const LayerArrays& layer, std::shared_ptr<void> owner);
+  void add(const LayerArrays& layer, const LayerOrigin& origin, std::shared_ptr<void> owner);
 
   // Number of words of the finished plan. Waits for all layers; throws like add.
-  int64_t finish();
+  int64_t finish(const Simplification& simplification);
 
   // Writes the plan, of finish() words, and frees the layers on the way. To be called once, after finish().
   void write(uint32_t* plan);
@@ -62,6 +58,7 @@ class PlanBuilder {
 
   double cap_;
   size_t threads_;
+  std::vector<int32_t> expansion_;  // as in Simplification
   int64_t layer_count_ = 0;
   int64_t last_outputs_ = -1;
   PlanHeader header_{};

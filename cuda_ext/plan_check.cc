@@ -41,7 +41,8 @@ std::string check_contents(const int64_t* records, int64_t count, const uint32_t
     if (wrong) return "layer " + std::to_string(l + 1) + ": " + wrong;
   }
   if (const char* wrong = check_plan(plan, word_count)) return wrong;
-  if (!all_below(words + plan.header->slot_offset, plan.header->outputs, plan.header->outputs)) {
+  const int64_t slots = plan.layers[plan.header->layers - 1].outputs;
+  if (!all_below(words + plan.header->slot_offset, plan.header->outputs, slots)) {
     return "layer " + std::to_string(plan.header->layers) + ": the output order names a slot that does not exist";
   }
   return "";

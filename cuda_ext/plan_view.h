@@ -87,7 +87,9 @@ inline const char* check_plan(const PlanView& plan, int64_t words) {
   for (int64_t l = 0; l < header.layers; ++l) {
     if (const char* wrong = check_layer(plan, l, words)) return wrong;
   }
-  if (plan.layers[header.layers - 1].outputs != header.outputs) return "the widths of the plan's layers do not chain";
+  if (!header.merged_neurons && plan.layers[header.layers - 1].outputs != header.outputs) {
+    return "the plan's outputs are not its last layer's";
+  }
   if (!section_inside(header.slot_offset, header.outputs, 0, words)) return "the output order lies outside the plan";
   return nullptr;
 }

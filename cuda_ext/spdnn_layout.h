@@ -17,28 +17,32 @@
 //   slot (output position) of output r of group g   = r * width + g
 //
 // Between layers neurons stand in slot order: the indices of a layer name slots of the layer before, and only after
-// the last layer is the original order restored, through the section at `slot_offset`.
+// the last layer is the original order restored, through the section at `slot_offset`. Where equal neurons were merged,
+// several outputs of the original network name one slot there; the last layer may then have fewer outputs than the
+// plan.
 #pragma once
 
 #include <cstdint>
 
 namespace spdnn {
 
-inline constexpr int64_t kPlanVersion = 1;
+inline constexpr int64_t kPlanVersion = 2;
 inline constexpr int kSliceGroups = 32;      // groups in a slice: the lanes of a warp
 inline constexpr int kEdgeChunk = 4;         // edges of one group that lie together
 inline constexpr int kMaxGroupOutputs = 32;  // outputs in a group, at most
 inline constexpr int64_t kWordAlignment = 4;
 
-#define SPDNN_HEADER_FIELDS(FIELD)                                                 \
-  FIELD(int64_t, version)     /* kPlanVersion */                                   \
-  FIELD(int64_t, layers)      /* number of PlanLayer records */                    \
-  FIELD(int64_t, runs)        /* number of PlanRun records */                      \
-  FIELD(int64_t, inputs)      /* width of the first layer's input */               \
-  FIELD(int64_t, outputs)     /* width of the last layer's output */               \
-  FIELD(int64_t, slot_offset) /* int32[outputs]: the slot of each output neuron */ \
-  FIELD(int64_t, words)       /* length of the whole plan in words */              \
-  FIELD(double, cap)          /* upper clip of every layer; infinity where there is none */
+#define SPDNN_HEADER_FIELDS(FIELD)                                                     \
+  FIELD(int64_t, version)        /* kPlanVersion */                                    \
+  FIELD(int64_t, layers)         /* number of PlanLayer records */                     \
+  FIELD(int64_t, runs)           /* number of PlanRun records */                       \
+  FIELD(int64_t, inputs)         /* width of the first layer's input */                \
+  FIELD(int64_t, outputs)        /* output neurons of the original network */          \
+  FIELD(int64_t, slot_offset)    /* int32[outputs]: the slot that holds each output */ \
+  FIELD(int64_t, words)          /* length of the whole plan in words */               \
+  FIELD(int64_t, merged_neurons) /* 1: equal neurons were merged */                    \
+  FIELD(int64_t, merge_features) /* 1: equal features may be merged on the way */      \
+  FIELD(double, cap)             /* upper clip of every layer; infinity where there is none */
 
 #define SPDNN_LAYER_FIELDS(FIELD)                                                            \
   FIELD(int64_t, inputs)                                                                     \
@@ -52,7 +56,11 @@ inline constexpr int64_t kWordAlignment = 4;
   FIELD(int64_t, index_bits)  /* 16 where inputs <= 65536, else 32 */                        \
   FIELD(int64_t, prunable)    /* 1: a feature all zero after this layer stays so */          \
   FIELD(int64_t, bias_offset) /* float[outputs] in slot order; -1: one `bias` for all */     \
-  FIELD(double, bias)
+  FIELD(double, bias)                                                                        \
+  FIELD(int64_t, multiplied_edges) /* edges of the simplified layer, without padding */      \
+  FIELD(int64_t, merged)           /* these three as in LayerOrigin */                       \
+  FIELD(int64_t, constant)                                                                   \
+  FIELD(int64_t, unread)
 
 #define SPDNN_RUN_FIELDS(FIELD)                                                      \
   FIELD(int64_t, group_outputs) /* outputs of each group: 1, 2, 4, 8, 16 or 32 */    \

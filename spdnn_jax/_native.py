@@ -51,6 +51,13 @@ def _check_version(library: ModuleType) -> None:
         )
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 @functools.cache
 def cuda_unavailable_reason() -> str | None:
     """Why the CUDA back end cannot be used in this process, or None where it can."""

@@ -27,6 +27,7 @@ from spdnn_jax import (
     radixnet,
     reference,
     report,
+    simplify,
 )
 from spdnn_jax.network import NetworkFile, SparseLayer
 from spdnn_jax.plan import Plan, build_plan
@@ -46,7 +47,9 @@ flags.DEFINE_integer("seed", 0, "Of generated weights and inputs.", 0)
 flags.DEFINE_enum(
     "backend", "auto", ["auto", "cuda", "cpu", "xla"], "Back end; auto: cuda where it can be used, else cpu."
 )
-flags.DEFINE_enum("compress", "none", ["none"], "Lossless compression of network and features.")
+flags.DEFINE_enum(
+    "compress", "none", list(simplify.COMPRESS), "Lossless compression: of equal neurons; full: of equal features, too."
+)
 flags.DEFINE_enum("kernel", "auto", list(planner.KERNELS), "CUDA kernel family; auto: the planner picks.")
 flags.DEFINE_integer("repeats", 5, "Timed inferences, after one that is not timed.", 1)
 flags.DEFINE_bool("profile_layers", False, "Time each layer alone, in a separate run that waits after every layer.")
@@ -148,6 +151,7 @@ def _run(_: list[str]) -> int:
         inference_seconds=inference_seconds,
         active=[int(count) for count in active],
         layer_edges=[int(edges) for edges in plan.layer_edges],
+        multiplied_edges=[int(edges) for edges in plan.multiplied_edges],
         categories=len(categories),
         check=check,
         truth=truth_text,
@@ -249,7 +253,7 @@ def _build_plan(seconds: dict[str, float]) -> Plan:
 
     start = time.perf_counter()
     with report.progress_bar("building the plan", FLAGS.layers) as progress:
-        plan = build_plan(timed_layers(), cap=_cap(), kernel=FLAGS.kernel, progress=progress)
+        plan = build_plan(timed_layers(), cap=_cap(), compress=FLAGS.compress, kernel=FLAGS.kernel, progress=progress)
     seconds["read"] = read
     seconds["plan"] = time.perf_counter() - start - read
     return plan

@@ -16,6 +16,12 @@ RUN = np.dtype([tuple(field) for field in core.run_fields()])
 
 _WORD = 4  # bytes
 
+# Fields of a layer's record that do not change how it is computed.
+_NOT_SHAPE = (
+    *("first_run", "first_word", "next_words", "prunable"),
+    *("edges", "multiplied_edges", "merged", "constant", "unread"),
+)
+
 
 class PlanTable:
     """The records at the head of a plan: its static part, hashable, so that jit can key its cache by it."""
@@ -81,7 +87,7 @@ class LayerShape:
 def layer_shape(table: PlanTable, layer: int) -> LayerShape:
     """The shape of a layer (counted from 0)."""
     record, runs = table.layers[layer].copy(), table.runs_of(layer).copy()
-    for name in ("first_run", "first_word", "next_words", "prunable"):
+    for name in _NOT_SHAPE:
         record[name] = 0
     record["bias_offset"] = min(record["bias_offset"], 0)
     runs["index_offset"] = 0
@@ -129,7 +135,7 @@ def cut(words: np.ndarray, first: int, end: int) -> np.ndarray:
     padded = -(-table_words // core.WORD_ALIGNMENT) * core.WORD_ALIGNMENT
     moved = padded - begin
     header["layers"], header["runs"] = len(layers), len(runs)
-    header["inputs"], header["outputs"] = layers["inputs"][0], last["outputs"]
+    header["inputs"], header["outputs"] = layers["inputs"][0], slots.size
     header["slot_offset"] = stop + moved
     header["words"] = header["slot_offset"] + -(-slots.size // core.WORD_ALIGNMENT) * core.WORD_ALIGNMENT
     layers["first_run"] -= first_run

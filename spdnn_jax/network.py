@@ -393,3 +393,14 @@ def as_arguments(layer: SparseLayer) -> tuple[jax.Array, ...]:
     if layer.edges > np.iinfo(np.int32).max:
         raise ValueError(f"a layer of {layer.edges} edges is too large for layer(): build a plan")
     return jnp.asarray(layer.indptr, jnp.int32), *(jnp.asarray(getattr(layer, field)) for field in _FIELDS[1:])
+
+
+def native_arrays(layer: SparseLayer) -> dict[str, Any]:
+    """The layer as the native code takes it: contiguous vectors, one value or bias as a vector of one."""
+    return {
+        "inputs": layer.inputs,
+        "indptr": np.ascontiguousarray(layer.indptr, np.int64),
+        "indices": np.ascontiguousarray(layer.indices, np.int32),
+        "values": np.ascontiguousarray(layer.values, np.float32).reshape(-1),
+        "bias": np.ascontiguousarray(layer.bias, np.float32).reshape(-1),
+    }

@@ -12,7 +12,10 @@ from spdnn_jax import planner
 from spdnn_jax._extras import require
 from spdnn_jax._native import core, usable_cores
 from spdnn_jax.layout import PlanTable, cut
-from spdnn_jax.network import SparseLayer, SparseNetwork, check_cap
+from spdnn_jax.network import SparseLayer, SparseNetwork, check_cap, native_arrays
+from spdnn_jax.simplify import COMPRESS, Compress, Simplified
+
+_SUMMARY_LINES = 12  # on compression, at most
 
 
 @jax.tree_util.register_pytree_node_class
@@ -75,7 +78,7 @@ class Plan:
 
     @property
     def outputs(self) -> int:
-        """Number of output neurons."""
+        """Number of output neurons, those of the original network."""
         return int(self.table.header["outputs"])
 
     @property
@@ -90,6 +93,13 @@ class Plan:
         return None if np.isinf(cap) else cap
 
     @property
+    def compress(self) -> Compress:
+        """Lossless compression that the plan was built with."""
+        if self.table.header["merge_features"]:
+            return "full"
+        return "neurons" if self.table.header["merged_neurons"] else "none"
+
+    @property
     def layer_edges(self) -> np.ndarray:
         """Stored edges of each layer of the original network, int64 (layers,)."""
         return self.table.layers["edges"].copy()
@@ -100,15 +110,21 @@ class Plan:
         return int(self.layer_edges.sum())
 
     @property
+    def multiplied_edges(self) -> np.ndarray:
+        """Edges of each layer as multiplied, without padding, int64 (layers,): fewer where neurons were merged."""
+        return self.table.layers["multiplied_edges"].copy()
+
+    @property
     def nbytes(self) -> int:
         """Size of the plan in bytes."""
         return int(self.table.header["words"]) * 4
 
     def summary(self) -> str:
-        """Figures of the plan for people: sizes, and how the outputs stand in row groups."""
+        """Figures of the plan for people: sizes, what was merged where, and how the outputs stand in row groups."""
         runs = self.table.runs
         outputs = runs["groups"] * runs["group_outputs"]
         stored = int((runs["groups"] * runs["edges"] * runs["group_outputs"]).sum())
+        multiplied = int(self.multiplied_edges.sum())
         groups = ", ".join(
             f"{size}: {100 * outputs[runs['group_outputs'] == size].sum() / max(outputs.sum(), 1):.1f}%"
             for size in np.unique(runs["group_outputs"])[::-1]
@@ -117,8 +133,9 @@ class Plan:
             [
                 f"plan of {self.layers} layers, {self.inputs} -> {self.outputs} neurons, "
                 f"{self.edges:,} edges, {self.nbytes / 2**20:,.1f} MiB",
+                *self._summary_of_compression(),
                 f"outputs by size of their row group: {groups}",
-                f"edges with padding: {stored:,} ({100 * (stored / max(self.edges, 1) - 1):.1f}% more than stored), "
+                f"edges with padding: {stored:,} ({100 * (stored / max(multiplied, 1) - 1):.1f}% more than without), "
                 f"{100 * (runs['value_offset'] < 0).mean():.1f}% of the runs hold no values, one weight serves them",
                 f"on CUDA: {planner.schedule(self.table, self.kernel).reason}",
             ]
@@ -143,6 +160,27 @@ class Plan:
             Plan.from_words(cut(words, first, min(first + layers, self.layers)), self.kernel)
             for first in range(0, self.layers, layers)
         )
+    def _summary_of_compression(self) -> list[str]:
+        """One line in all, then one for each stretch of layers with the same neurons left."""
+        if self.compress == "none":
+            return []
+        edges = self.multiplied_edges
+        figures = np.stack([self.table.layers[name] for name in ("outputs", "merged", "constant", "unread")], axis=1)
+        starts = [k for k in range(self.layers) if k == 0 or (figures[k] != figures[k - 1]).any()]
+        lines = [
+            f"compress={self.compress}: {edges.sum():,} edges to multiply, "
+            f"{100 * edges.sum() / max(self.edges, 1):.1f}% of the original network's"
+        ]
+        for first, end in zip(starts, [*starts[1:], self.layers], strict=True):
+            left, merged, constant, unread = (int(figure) for figure in figures[first])
+            where = f"layer {first + 1}" if end == first + 1 else f"layers {first + 1} to {end}"
+            lines.append(
+                f"  {where}: {left:,} of {left + merged + constant + unread:,} outputs left ({merged:,} merged, "
+                f"{constant:,} constant, {unread:,} unread), {edges[first:end].sum():,} edges"
+            )
+        if len(lines) > _SUMMARY_LINES:
+            lines[_SUMMARY_LINES - 1 :] = [f"  and {len(lines) - _SUMMARY_LINES + 1} stretches of layers more"]
+        return lines
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan to a safetensors file.
@@ -183,6 +221,7 @@ def build_plan(
     network: SparseNetwork | Iterable[SparseLayer],
     *,
     cap: float | None = 32.0,
+    compress: Compress = "none",
     kernel: planner.Kernel = "auto",
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -190,11 +229,15 @@ def build_plan(
     """Lays out a network for the native back ends (arXiv 2007.14152, section III.B, with row groups).
 
     Takes layers one by one, in native code over all cores, and keeps no more than `threads` of them beside the plan:
-    an iterator that reads or generates layers never holds the whole network.
+    an iterator that reads or generates layers never holds the whole network. Compression holds the simplified network,
+    too, until it is laid out.
 
     Args:
         network: A network, or its layers in order.
         cap: Upper clip of every layer, None for none. Only for an iterable; a `SparseNetwork` has its own.
+        compress: "none"; "neurons": lay out the network that `simplify` makes of this one; "full": let the back end
+            merge equal features, too, while it runs. Outputs stay the same, to float32 rounding. Active counts are of
+            the neurons that are left: a feature is not counted where only dropped or constant ones are not zero.
         kernel: CUDA kernel family to use throughout; by default the planner picks one for each layer.
         threads: Layers worked on at a time; by default, the cores this process may use.
         progress: Called after each layer with the number of layers taken so far.
@@ -203,23 +246,27 @@ def build_plan(
         The plan, on the default device.
 
     Raises:
-        ValueError: A layer is malformed, or does not fit the one before it; the message names the layer.
+        ValueError: A layer is malformed, or does not fit the one before it; the message names the layer. Or there is no
+            such compression.
     """
     if isinstance(network, SparseNetwork):
         layers, cap = iter(network.layers), network.cap
     else:
         layers = iter(network)
     check_cap(cap)
-    builder = core.PlanBuilder(cap=np.inf if cap is None else cap, threads=threads or usable_cores())
-    for count, layer in enumerate(layers, start=1):
-        builder.add(
-            inputs=layer.inputs,
-            indptr=np.ascontiguousarray(layer.indptr, np.int64),
-            indices=np.ascontiguousarray(layer.indices, np.int32),
-            values=np.ascontiguousarray(layer.values, np.float32).reshape(-1),
-            bias=np.ascontiguousarray(layer.bias, np.float32).reshape(-1),
-        )
-        if progress is not None:
-            progress(count)
-    words = builder.finish()
+    if compress not in COMPRESS:
+        raise ValueError(f"compress must be one of {', '.join(COMPRESS)}; got {compress!r}")
+    threads = threads or usable_cores()
+    builder = core.PlanBuilder(cap=np.inf if cap is None else cap, threads=threads)
+    if compress == "none":
+        for count, layer in enumerate(layers, start=1):
+            builder.add(**native_arrays(layer))
+            if progress is not None:
+                progress(count)
+        words = builder.finish()
+        return Plan._of_sound_words(words, PlanTable(words), kernel)
+    simplified = Simplified(layers, cap, threads=threads, progress=progress)
+    for layer, origin in simplified:
+        builder.add(**native_arrays(layer), origin=origin)
+    words = builder.finish(expansion=simplified.expansion.outputs, merge_features=compress == "full")
     return Plan._of_sound_words(words, PlanTable(words), kernel)

@@ -24,7 +24,7 @@ class LayerProfile:
             sum is more than the network's time.
         kernel: CUDA kernel family, or the back end where that has no families.
         features: Features in work: those active before the layer, and all where a bias may bring them to life.
-        active_edges_per_second: Features in work times edges, by the seconds.
+        active_edges_per_second: Features in work times multiplied edges, by the seconds.
     """
 
     seconds: float
@@ -57,7 +57,7 @@ def profile_layers(
     for number, (part, kernel) in enumerate(zip(plan.split(1), families, strict=True), start=1):
         features = y.shape[0]
         seconds = _seconds(part, y, path) if features else 0.0
-        rate = features * part.edges / seconds if seconds else 0.0
+        rate = features * int(part.multiplied_edges.sum()) / seconds if seconds else 0.0
         profiles.append(LayerProfile(seconds, kernel, features, rate))
         y = _live_outputs(part, y, path)
         if progress is not None:

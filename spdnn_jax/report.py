@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from spdnn_jax._extras import require
+from spdnn_jax._native import usable_cores
 from spdnn_jax.challenge import active_edges, nominal_edges
 
 
@@ -37,9 +38,12 @@ class Report:
         seconds: Of each step: read, plan, inputs, compile, inference (the median of `inference_seconds`).
         inference_seconds: Of every repeat, from device-resident input to device-resident categories.
         nominal_edges_per_second: features x edges / seconds.
-        active_edges_per_second: Edges truly multiplied / seconds.
-        active: Active features after each layer.
-        layer_edges: Stored edges of each layer.
+        active_edges_per_second: Edges truly multiplied / seconds; None with --compress=full, where equal features are
+            merged on the way, and not counted.
+        active: Active features after each layer, merged ones included.
+        layer_edges: Stored edges of each layer of the original network.
+        multiplied_edges: Edges of each layer that are multiplied for an active feature: fewer where equal neurons were
+            merged.
         categories: Number of categories.
         check: Result of the check against the float64 oracle, or None.
         truth: Result of the comparison with the truth file, or None.
@@ -62,18 +66,19 @@ class Report:
     inference_seconds: list[float]
     active: list[int]
     layer_edges: list[int]
+    multiplied_edges: list[int]
     categories: int
     check: str | None = None
     truth: str | None = None
     profile: list[dict[str, Any]] | None = None
     nominal_edges_per_second: float = field(init=False)
-    active_edges_per_second: float = field(init=False)
+    active_edges_per_second: float | None = field(init=False)
 
     def __post_init__(self) -> None:
-        edges = np.asarray(self.layer_edges)
         inference = self.seconds["inference"]
-        self.nominal_edges_per_second = nominal_edges(self.features, edges) / inference
-        self.active_edges_per_second = active_edges(self.features, edges, np.asarray(self.active)) / inference
+        self.nominal_edges_per_second = nominal_edges(self.features, np.asarray(self.layer_edges)) / inference
+        multiplied = active_edges(self.features, np.asarray(self.multiplied_edges), np.asarray(self.active))
+        self.active_edges_per_second = None if self.compress == "full" else multiplied / inference
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the report as JSON, whole or not at all.
@@ -90,6 +95,7 @@ class Report:
             ("network", f"{self.network}: {self.edges:,} edges"),
             ("features", f"{self.features:,} ({self.inputs})"),
             ("back end", f"{self.backend} on {self.device}, --compress={self.compress}"),
+            ("multiplied", f"{100 * sum(self.multiplied_edges) / max(self.edges, 1):.1f}% of the edges"),
             ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
             *((step, f"{seconds:.4g} s") for step, seconds in self.seconds.items() if step != "inference"),
             (
@@ -97,7 +103,7 @@ class Report:
                 f"{self.seconds['inference']:.4g} s, median of {repeats}: device-resident input to categories",
             ),
             ("nominal", rate(self.nominal_edges_per_second)),
-            ("active", rate(self.active_edges_per_second)),
+            ("active", self._active_rate()),
             *((f"after layer {layer}", f"{self.active[layer - 1]:,} active") for layer in shown_layers(self.layers)),
             *(
                 (f"layer {layer} alone", self._profile_text(layer))
@@ -109,6 +115,11 @@ class Report:
         rows += [(name, text) for name, text in (("check", self.check), ("truth", self.truth)) if text]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+    def _active_rate(self) -> str:
+        if self.active_edges_per_second is None:
+            return "not known: equal features are merged on the way, uncounted"
+        return rate(self.active_edges_per_second)
 
     def _profile_text(self, layer: int) -> str:
         assert self.profile is not None
@@ -147,8 +158,7 @@ def device() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{next(models, platform.machine())}, {cores} cores"
+    return f"{next(models, platform.machine())}, {usable_cores()} cores"
 
 
 def versions() -> dict[str, str]:
@@ -230,7 +240,8 @@ def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]
         except ValueError as error:
             raise ValueError(f"{path}: not a JSON report ({error}): write one with spdnn --report_out") from None
         for report in content if isinstance(content, list) else [content]:
-            if not isinstance(report, dict) or not {"network", "active", "layer_edges", "features"} <= report.keys():
+            needed = {"network", "active", "multiplied_edges", "features"}
+            if not isinstance(report, dict) or not needed <= report.keys():
                 raise ValueError(f"{path}: holds no report of a run: write one with spdnn --report_out")
             reports.append(report)
     return reports
@@ -258,7 +269,7 @@ def plot(reports: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> Non
         before = np.concatenate([[report["features"]], report["active"][:-1]])
         label = f"{report['network']}, {report['inputs']}" if "inputs" in report else report["network"]
         axes[0].step(layer, report["active"], where="mid", label=label)
-        axes[1].step(layer, before * np.asarray(report["layer_edges"], float), where="mid", label=label)
+        axes[1].step(layer, before * np.asarray(report["multiplied_edges"], float), where="mid", label=label)
         if report.get("profile"):
             seconds = [one["seconds"] for one in report["profile"]]
             kernels = "/".join(dict.fromkeys(one["kernel"] for one in report["profile"]))

@@ -25,16 +25,24 @@ def make_report(**changes: object) -> report.Report:
         "inference_seconds": [1.0, 2.0, 3.0],
         "active": [50, 5, 0],
         "layer_edges": [10, 20, 30],
+        "multiplied_edges": [5, 10, 15],
         "categories": 0,
     }
     return report.Report(**(fields | changes))  # pyright: ignore[reportArgumentType]
 
 
 def test_edges_per_second() -> None:
-    """Active edges count the features *before* each layer: the first layer multiplies those of all features."""
+    """Active edges count the features *before* each layer, and the edges that are left of a compressed network."""
     result = make_report()
     assert result.nominal_edges_per_second == 100 * 60 / 2
-    assert result.active_edges_per_second == (100 * 10 + 50 * 20 + 5 * 30) / 2
+    assert result.active_edges_per_second == (100 * 5 + 50 * 10 + 5 * 15) / 2
+
+
+def test_no_active_edges_are_claimed_where_features_were_merged() -> None:
+    """How many features were multiplied is not counted there; the number of active ones would overstate the speed."""
+    result = make_report(compress="full")
+    assert result.active_edges_per_second is None
+    assert "not known" in result.table()
 
 
 def test_table_says_what_was_measured() -> None:
@@ -42,6 +50,7 @@ def test_table_says_what_was_measured() -> None:
     rows = {name.strip(): text.strip() for name, text in lines.items()}
     assert rows["network"] == "8 x 3, radixnet weights: 60 edges"
     assert rows["back end"] == "cpu on a processor, 2 cores, --compress=none"
+    assert rows["multiplied"] == "50.0% of the edges"
     assert rows["read"] == "0.25 s"
     assert rows["inference"] == "2 s, median of 3: device-resident input to categories"
     assert rows["after layer 1"] == "50 active"
@@ -123,7 +132,7 @@ def test_plot_draws_active_features_and_multiplied_edges(tmp_path: Path, monkeyp
     report.plot([vars(make_report())], tmp_path / "figure.png")
     features, edges = (axis.lines[0] for axis in figures[0].axes)
     assert features.get_ydata().tolist() == [50, 5, 0]
-    assert edges.get_ydata().tolist() == [100 * 10, 50 * 20, 5 * 30]
+    assert edges.get_ydata().tolist() == [100 * 5, 50 * 10, 5 * 15]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 

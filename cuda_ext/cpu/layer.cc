@@ -37,7 +37,7 @@ void compute_tile(const LayerCall& call, const Kernels& kernels, const Tile& in,
   task.in = in.buffer.data();
   task.out = out.buffer.data();
   task.stride = stride;
-  task.features = static_cast<int64_t>(in.features.size());
+  task.features = static_cast<int64_t>(in.columns.size());
   task.nonzero = unused.data();
   for (int64_t j = 0; j < call.outputs; ++j) {
     task.indices = call.indices + call.indptr[j];
@@ -69,7 +69,7 @@ std::string run_layer(const LayerCall& call, int helpers, const ScheduleTask& sc
         const int64_t first = tile * stride, count = std::min(stride, call.features - first);
         load_tile({call.y, InputType::kFloat32, call.inputs}, first, count, stride, in);
         compute_tile(call, *kernels, in, stride, out, nonzero);
-        out.features = in.features;
+        out.columns = in.columns;
         columns.resize(count);
         std::iota(columns.begin(), columns.end(), 0);
         store_rows(out, columns, stride, nullptr, call.outputs, call.result);

@@ -2,9 +2,13 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
+#include <cstring>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <new>
+#include <numeric>
 #include <utility>
 
 #include "cpu/kernels.h"
@@ -26,6 +30,38 @@ bool is_power_or_one_and_a_half(int64_t layer) {
   return odd_part == 1 || odd_part == 3;
 }
 
+// A weighted sum over a column's neurons, which tells most columns apart at the cost of one more output neuron. All
+// weights are positive: the kernels clip what is not.
+struct ColumnHash {
+  explicit ColumnHash(int64_t width) : indices(width), weights(width) {
+    uint32_t random = 1;
+    for (int64_t neuron = 0; neuron < width; ++neuron) {
+      random = random * 1664525u + 1013904223u;
+      indices[neuron] = static_cast<uint32_t>(neuron);
+      weights[neuron] = 1.0f + static_cast<float>(random >> 8) * 0x1p-24f;
+    }
+  }
+
+  std::vector<uint32_t> indices;
+  std::vector<float> weights;
+};
+
+// After these layers equal columns are looked for: whenever so many edges have been multiplied that the search costs
+// little beside them, whether it finds any or not.
+std::vector<char> choose_merges(const PlanView& plan) {
+  constexpr int64_t kEdgesPerNeuron = 128, kEdgesPerSearch = 1 << 13;
+  std::vector<char> merges(plan.header->layers, 0);
+  if (!plan.header->merge_features) return merges;
+  int64_t edges = 0;
+  for (int64_t l = 0; l + 1 < plan.header->layers; ++l) {
+    edges += plan.layers[l].multiplied_edges;
+    if (edges < kEdgesPerNeuron * plan.layers[l].outputs + kEdgesPerSearch) continue;
+    merges[l] = 1;
+    edges = 0;
+  }
+  return merges;
+}
+
 // What the threads share.
 struct Shared {
   Shared(const NetworkCall& network, const Kernels& selected, int threads)
@@ -33,12 +69,15 @@ struct Shared {
         kernels(selected),
         width(std::max<int64_t>(widest(call.plan), 1)),
         stride(choose_stride(2 * width, call.features, threads)),
-        tiles((call.features + stride - 1) / stride) {
+        tiles((call.features + stride - 1) / stride),
+        merges_after(choose_merges(call.plan)),
+        column_hash(call.plan.header->merge_features ? width : 0) {
     const PlanView& plan = call.plan;
     const int64_t tile_bytes = width * stride * static_cast<int64_t>(sizeof(float));
     const int64_t affordable = kMemory / tile_bytes - 2;  // beside the two tiles that the thread works on
     for (int64_t l = 0; l + 1 < plan.header->layers && static_cast<int64_t>(rooms_after.size()) < affordable; ++l) {
-      if (plan.layers[l].prunable && is_power_or_one_and_a_half(l + 1)) rooms_after.push_back(l);
+      const bool may_thin = plan.layers[l].prunable || plan.header->merge_features;
+      if (may_thin && is_power_or_one_and_a_half(l + 1)) rooms_after.push_back(l);
     }
   }
 
@@ -47,6 +86,8 @@ struct Shared {
   const int64_t width;   // neurons of the widest layer
   const int64_t stride;  // features of a tile
   const int64_t tiles;
+  const std::vector<char> merges_after;  // layers after which equal columns are looked for
+  const ColumnHash column_hash;
   std::vector<int64_t> rooms_after;  // layers that a waiting room follows
   std::atomic<int64_t> next_tile{0};
   std::atomic<bool> out_of_memory{false};
@@ -55,9 +96,12 @@ struct Shared {
 
 // One thread's share: tiles of features, each taken through all layers.
 //
-// Features die early. A tile that is half empty after some layer waits in that layer's room until others have filled it
-// up; so the vectors stay full, and all columns of a tile are always at one layer. What is computed for a feature does
-// not depend on its neighbours in the tile.
+// Features die early, and some become equal. A tile that is half empty after some layer waits in that layer's room
+// until others have filled it up; so the vectors stay full, and all columns of a tile are always at one layer. What is
+// computed for a feature does not depend on its neighbours in the tile.
+//
+// Of columns found equal one goes on, with the bits that the others would have had, and they get its result at the end.
+// The rooms bring survivors of many tiles together, so that equal features meet sooner or later.
 class Worker {
  public:
   explicit Worker(Shared& shared)
@@ -67,6 +111,9 @@ class Worker {
         in_(shared.width * shared.stride),
         out_(shared.width * shared.stride),
         nonzero_(shared.stride),
+        flags_(shared.stride),
+        leader_of_(shared.stride),
+        table_(4 * shared.stride),
         active_(call_.plan.header->layers) {}
 
   void run() {
@@ -77,11 +124,12 @@ class Worker {
     }
     for (int64_t layer : shared_.rooms_after) {
       auto room = rooms_.find(layer);
-      if (room == rooms_.end() || room->second.features.empty()) continue;
+      if (room == rooms_.end() || room->second.columns.empty()) continue;
       std::swap(in_, room->second);
-      room->second.features.clear();
+      room->second.columns.clear();
       advance(layer + 1);
     }
+    copy_to_followers();
     add_active();
   }
 
@@ -92,24 +140,24 @@ class Worker {
     for (int64_t l = first; l < layers; ++l) {
       compute(l);
       const std::vector<int> live = live_columns();
-      active_[l] += static_cast<int64_t>(live.size());
+      for (int column : live) active_[l] += in_.columns[column].members;
       if (l + 1 == layers) return store(live);
-      if (call_.plan.layers[l].prunable && !keep_full(l, live)) return;
+      if (call_.plan.layers[l].prunable) {
+        if (!keep_full(l, live)) return;
+      } else if (shared_.merges_after[l]) {
+        if (!keep_full(l, all_columns())) return;
+      }
     }
   }
 
   void compute(int64_t l) {
     const PlanLayer& layer = call_.plan.layers[l];
     std::fill(nonzero_.begin(), nonzero_.end(), 0u);
-    RunTask task{};
+    RunTask task = tile_task();
     task.index_bits = static_cast<int>(layer.index_bits);
     task.bias = layer.bias_offset < 0 ? nullptr : floats(layer.bias_offset);
     task.shared_bias = static_cast<float>(layer.bias);
     task.cap = static_cast<float>(call_.plan.header->cap);
-    task.in = in_.buffer.data();
-    task.out = out_.buffer.data();
-    task.stride = stride_;
-    task.features = static_cast<int64_t>(in_.features.size());
     task.nonzero = nonzero_.data();
     for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
       const PlanRun& run = call_.plan.runs[r];
@@ -122,8 +170,22 @@ class Worker {
       task.first_slot = run.first_slot;
       shared_.kernels.run(task);
     }
-    out_.features = in_.features;
+    out_.columns = in_.columns;
     std::swap(in_, out_);
+  }
+
+  RunTask tile_task() {
+    RunTask task{};
+    task.in = in_.buffer.data();
+    task.out = out_.buffer.data();
+    task.stride = stride_;
+    task.features = size(in_.columns);
+    return task;
+  }
+
+  template <typename T>
+  static int64_t size(const std::vector<T>& vector) {
+    return static_cast<int64_t>(vector.size());
   }
 
   const float* floats(int64_t offset) const { return reinterpret_cast<const float*>(call_.words + offset); }
@@ -132,23 +194,119 @@ class Worker {
 
   std::vector<int> live_columns() const {
     std::vector<int> live;
-    for (size_t column = 0; column < in_.features.size(); ++column) {
+    for (size_t column = 0; column < in_.columns.size(); ++column) {
       if (is_live(column)) live.push_back(static_cast<int>(column));
     }
     return live;
   }
 
-  // Drops the dead columns after layer l where that saves work. False: none is left, or the rest waits in a room.
-  bool keep_full(int64_t l, const std::vector<int>& live) {
-    const int64_t width = call_.plan.layers[l].outputs, count = static_cast<int64_t>(live.size());
+  std::vector<int> all_columns() const {
+    std::vector<int> all(in_.columns.size());
+    std::iota(all.begin(), all.end(), 0);
+    return all;
+  }
+
+  // After layer l, lets only `wanted` columns go on, and of equal ones but one, where that saves work. False: none is
+  // left, or the rest waits in a room.
+  bool keep_full(int64_t l, const std::vector<int>& wanted) {
+    const int64_t width = call_.plan.layers[l].outputs;
     const bool has_room = std::binary_search(shared_.rooms_after.begin(), shared_.rooms_after.end(), l);
-    const bool waits = has_room && count <= stride_ / 2;
-    if (!waits && vectors(count) == vectors(static_cast<int64_t>(in_.features.size()))) return true;
-    write_dead_rows();
-    if (count == 0) return false;
-    if (waits) return wait(l, live, width);
-    move_columns(in_, live, width, stride_, 0, in_);
+    const auto waits = [&](const std::vector<int>& kept) { return has_room && size(kept) <= stride_ / 2; };
+    const auto saves = [&](const std::vector<int>& kept) {
+      return waits(kept) || vectors(size(kept)) < vectors(size(in_.columns));
+    };
+    const bool merges = shared_.merges_after[l] && wanted.size() > 1;
+    std::vector<int> kept = wanted;
+    if (merges) kept = find_leaders(wanted, width);
+    if (!saves(kept)) return true;
+    if (merges) {
+      kept = confirm_leaders(wanted, width);
+      if (!saves(kept)) return true;
+    }
+    if (call_.plan.layers[l].prunable) write_dead_rows();
+    if (merges) follow_leaders(wanted);
+    if (kept.empty()) return false;
+    if (waits(kept)) return wait(l, kept, width);
+    move_columns(in_, kept, width, stride_, 0, in_);
     return true;
+  }
+
+  // Sets leader_of_ of each of `columns` to the first one of the same hash. Returns the leaders.
+  std::vector<int> find_leaders(const std::vector<int>& columns, int64_t width) {
+    hash_columns(width);
+    const float* hashes = out_.buffer.data();
+    const auto hash = [hashes](int column) {  // as bits: a NaN equals itself, and is found again
+      uint32_t bits;
+      std::memcpy(&bits, hashes + column, sizeof bits);
+      return bits;
+    };
+    std::fill(table_.begin(), table_.end(), -1);
+    std::vector<int> leaders;
+    for (int column : columns) {
+      size_t place = hash(column) * 0x9E3779B1u >> 7;
+      while (table_[place % table_.size()] >= 0 && hash(table_[place % table_.size()]) != hash(column)) ++place;
+      int& leader = table_[place % table_.size()];
+      if (leader < 0) {
+        leader = column;
+        leaders.push_back(column);
+      }
+      leader_of_[column] = leader;
+    }
+    return leaders;
+  }
+
+  // Into row 0 of the tile that is not in use.
+  void hash_columns(int64_t width) {
+    RunTask task = tile_task();
+    task.indices = shared_.column_hash.indices.data();
+    task.index_bits = 32;
+    task.values = shared_.column_hash.weights.data();
+    task.group_outputs = 1;
+    task.edges = width;
+    task.groups = 1;
+    task.cap = INFINITY;
+    task.nonzero = flags_.data();
+    shared_.kernels.run(task);
+  }
+
+  // Compares the columns with their leaders; one that differs, for all that its hash is the same, becomes a leader.
+  // Returns the leaders.
+  std::vector<int> confirm_leaders(const std::vector<int>& columns, int64_t width) {
+    std::vector<char> has_followers(stride_, 0);
+    for (int column : columns) has_followers[leader_of_[column]] |= leader_of_[column] != column;
+    for (int leader : columns) {
+      if (!has_followers[leader]) continue;
+      compare_columns(in_, leader, width, stride_, flags_.data());
+      for (int column : columns) {
+        if (leader_of_[column] == leader && flags_[column]) leader_of_[column] = column;
+      }
+    }
+    std::vector<int> leaders;
+    std::copy_if(columns.begin(), columns.end(), std::back_inserter(leaders),
+                 [this](int column) { return leader_of_[column] == column; });
+    return leaders;
+  }
+
+  // To be called where followers leave the tile.
+  void follow_leaders(const std::vector<int>& columns) {
+    for (int column : columns) {
+      const int leader = leader_of_[column];
+      if (leader == column) continue;
+      in_.columns[leader].members += in_.columns[column].members;
+      followers_.push_back({in_.columns[column].feature, in_.columns[leader].feature});
+    }
+  }
+
+  // Backwards: a leader that came to follow another did so later.
+  void copy_to_followers() {
+    const int64_t outputs = call_.plan.header->outputs;
+    for (auto follower = followers_.rbegin(); follower != followers_.rend(); ++follower) {
+      const auto [feature, leader] = *follower;
+      call_.alive[feature] = call_.alive[leader];
+      if (call_.activations) {
+        std::copy_n(call_.activations + leader * outputs, outputs, call_.activations + feature * outputs);
+      }
+    }
   }
 
   int64_t vectors(int64_t columns) const { return (columns + shared_.kernels.lanes - 1) / shared_.kernels.lanes; }
@@ -157,7 +315,7 @@ class Worker {
   bool wait(int64_t l, const std::vector<int>& live, int64_t width) {
     auto [place, is_new] = rooms_.try_emplace(l, shared_.width * stride_);
     Tile& room = place->second;
-    const int64_t waiting = static_cast<int64_t>(room.features.size());
+    const int64_t waiting = size(room.columns);
     const int64_t fitting = std::min<int64_t>(static_cast<int64_t>(live.size()), stride_ - waiting);
     move_columns(in_, {live.begin(), live.begin() + fitting}, width, stride_, waiting, room);
     if (waiting + fitting < stride_) return false;
@@ -170,15 +328,15 @@ class Worker {
   void write_dead_rows() {
     if (!call_.activations) return;
     const int64_t outputs = call_.plan.header->outputs;
-    for (size_t column = 0; column < in_.features.size(); ++column) {
-      if (!is_live(column)) std::fill_n(call_.activations + in_.features[column] * outputs, outputs, 0.0f);
+    for (size_t column = 0; column < in_.columns.size(); ++column) {
+      if (!is_live(column)) std::fill_n(call_.activations + in_.columns[column].feature * outputs, outputs, 0.0f);
     }
   }
 
   // After the last layer.
   void store(const std::vector<int>& live) {
     write_dead_rows();
-    for (int column : live) call_.alive[in_.features[column]] = true;
+    for (int column : live) call_.alive[in_.columns[column].feature] = true;
     if (!call_.activations) return;
     const int32_t* slot_of = reinterpret_cast<const int32_t*>(call_.words + call_.plan.header->slot_offset);
     store_rows(in_, live, stride_, slot_of, call_.plan.header->outputs, call_.activations);
@@ -195,6 +353,14 @@ class Worker {
   int64_t stride_;
   Tile in_, out_;
   std::vector<uint32_t> nonzero_;
+  std::vector<uint32_t> flags_;  // of columns, for use inside a function
+  std::vector<int> leader_of_;   // of columns, between find_leaders and follow_leaders
+  std::vector<int> table_;       // for find_leaders: a column at its hash, or at the next free place after it
+  struct Follower {
+    int64_t feature;
+    int64_t leader;
+  };
+  std::vector<Follower> followers_;  // in the order in which they were found
   std::vector<int64_t> active_;
   std::map<int64_t, Tile> rooms_;
 };

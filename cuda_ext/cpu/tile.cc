@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -27,17 +28,27 @@ void transpose(Read read, int64_t inputs, int64_t count, int64_t stride, float* 
   }
 }
 
-// Bits of one neuron stand in as many words as there are columns; gathered first, they become floats by whole vectors.
-void unpack(const uint32_t* rows, int64_t inputs, int64_t count, int64_t stride, float* tile) {
-  constexpr int64_t kBits = 32;
-  const int64_t words = (inputs + kBits - 1) / kBits;
+// Values of `kBits` bits. Those of one neuron stand in as many words as there are columns; gathered first, they become
+// floats by whole vectors.
+template <int kBits>
+void unpack(const char* rows, int64_t row_bytes, int64_t inputs, int64_t count, int64_t stride, float* tile) {
+  constexpr int64_t kWordBytes = sizeof(uint32_t), kValues = 32 / kBits;
+  constexpr uint32_t kMask = (1u << kBits) - 1;
   std::vector<uint32_t> gathered(stride);
-  for (int64_t word = 0; word < words; ++word) {
-    for (int64_t column = 0; column < count; ++column) gathered[column] = rows[column * words + word];
-    const int64_t bits = std::min(kBits, inputs - word * kBits);
-    for (int64_t bit = 0; bit < bits; ++bit, tile += stride) {
+  for (int64_t first = 0; first < inputs; first += kValues) {
+    const int64_t byte = first / kValues * kWordBytes;
+    for (int64_t column = 0; column < count; ++column) {
+      const char* word = rows + column * row_bytes + byte;
+      if (byte + kWordBytes <= row_bytes) {
+        std::memcpy(&gathered[column], word, kWordBytes);  // of a size that the compiler knows: one load
+      } else {
+        std::memcpy(&gathered[column], word, row_bytes - byte);
+      }
+    }
+    const int64_t values = std::min(kValues, inputs - first);
+    for (int64_t value = 0; value < values; ++value, tile += stride) {
       for (int64_t column = 0; column < stride; ++column) {
-        tile[column] = static_cast<float>(static_cast<int32_t>(gathered[column] >> bit & 1u));
+        tile[column] = static_cast<float>(static_cast<int32_t>(gathered[column] >> (value * kBits) & kMask));
       }
     }
   }
@@ -72,8 +83,8 @@ int64_t choose_stride(int64_t neurons, int64_t features, int threads) {
 }
 
 void load_tile(const InputFeatures& input, int64_t first, int64_t count, int64_t stride, Tile& tile) {
-  tile.features.resize(count);
-  for (int64_t column = 0; column < count; ++column) tile.features[column] = first + column;
+  tile.columns.resize(count);
+  for (int64_t column = 0; column < count; ++column) tile.columns[column] = {first + column};
   const int64_t inputs = input.inputs;
   float* data = tile.buffer.data();
   switch (input.type) {
@@ -82,28 +93,34 @@ void load_tile(const InputFeatures& input, int64_t first, int64_t count, int64_t
       return transpose([&](int64_t column, int64_t neuron) { return rows[column * inputs + neuron]; }, inputs, count,
                        stride, data);
     }
-    case InputType::kUint8: {
-      const uint8_t* rows = static_cast<const uint8_t*>(input.data) + first * inputs;
-      return transpose(
-          [&](int64_t column, int64_t neuron) { return static_cast<float>(rows[column * inputs + neuron]); }, inputs,
-          count, stride, data);
-    }
+    case InputType::kUint8:
+      return unpack<8>(static_cast<const char*>(input.data) + first * inputs, inputs, inputs, count, stride, data);
     case InputType::kPacked: {
-      const int64_t words = (inputs + 31) / 32;
-      return unpack(static_cast<const uint32_t*>(input.data) + first * words, inputs, count, stride, data);
+      const int64_t row_bytes = (inputs + 31) / 32 * static_cast<int64_t>(sizeof(uint32_t));
+      return unpack<1>(static_cast<const char*>(input.data) + first * row_bytes, row_bytes, inputs, count, stride,
+                       data);
     }
   }
 }
 
 void move_columns(const Tile& from, const std::vector<int>& columns, int64_t width, int64_t stride, int64_t first,
                   Tile& to) {
-  std::vector<int64_t> features(to.features.begin(), to.features.begin() + first);
-  for (int column : columns) features.push_back(from.features[column]);
-  to.features = std::move(features);
+  std::vector<Column> moved(to.columns.begin(), to.columns.begin() + first);
+  for (int column : columns) moved.push_back(from.columns[column]);
+  to.columns = std::move(moved);
   const float* source = from.buffer.data();
   float* target = to.buffer.data() + first;
   for (int64_t neuron = 0; neuron < width; ++neuron, source += stride, target += stride) {
     for (size_t k = 0; k < columns.size(); ++k) target[k] = source[columns[k]];
+  }
+}
+
+void compare_columns(const Tile& tile, int reference, int64_t width, int64_t stride, uint32_t* differs) {
+  std::fill_n(differs, stride, 0u);
+  const float* row = tile.buffer.data();
+  for (int64_t neuron = 0; neuron < width; ++neuron, row += stride) {
+    const float x = row[reference];
+    for (int64_t column = 0; column < stride; ++column) differs[column] |= row[column] != x;
   }
 }
 
@@ -113,7 +130,7 @@ void store_rows(const Tile& tile, const std::vector<int>& columns, int64_t strid
   for (int64_t block = 0; block < outputs; block += kBlock) {
     const int64_t end = std::min(block + kBlock, outputs);
     for (int column : columns) {
-      float* row = result + tile.features[column] * outputs;
+      float* row = result + tile.columns[column].feature * outputs;
       for (int64_t j = block; j < end; ++j) row[j] = data[(slot_of ? slot_of[j] : j) * stride + column];
     }
   }

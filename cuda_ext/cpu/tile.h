@@ -30,11 +30,17 @@ class Buffer {
   std::unique_ptr<float[], Free> data_;
 };
 
+// What a column of a tile stands for.
+struct Column {
+  int64_t feature;      // the caller's number of the feature it holds
+  int64_t members = 1;  // that feature and those found equal to it
+};
+
 struct Tile {
   explicit Tile(int64_t floats) : buffer(floats) {}
 
   Buffer buffer;
-  std::vector<int64_t> features;  // the caller's number of each column
+  std::vector<Column> columns;
 };
 
 // The stride for two tiles of `neurons` rows together: as many features as the caches hold, but tiles enough for all
@@ -48,6 +54,9 @@ void load_tile(const InputFeatures& input, int64_t first, int64_t count, int64_t
 // may be the same tile where `first` is 0.
 void move_columns(const Tile& from, const std::vector<int>& columns, int64_t width, int64_t stride, int64_t first,
                   Tile& to);
+
+// Which columns differ from column `reference` in some of the first `width` neurons: (stride) zero or not. -0.0 is 0.0.
+void compare_columns(const Tile& tile, int reference, int64_t width, int64_t stride, uint32_t* differs);
 
 // Writes columns `columns` as rows of `result` (features, outputs), each where its feature stands; output j comes from
 // slot_of[j], a null slot_of leaves the order as it is.

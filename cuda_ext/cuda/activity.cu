@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kTile* kTransposeRows) write_output_kernel(con
     for (int row = threadIdx.y; row < kTile; row += kTransposeRows) {
       const int64_t output = first_output + row;
       const bool inside = slot < count && output < step.outputs;
-      square[row][threadIdx.x] = inside ? step.source[tiled_offset(slot, step.slot_of[output], step.outputs)] : 0.0f;
+      square[row][threadIdx.x] = inside ? step.source[tiled_offset(slot, step.slot_of[output], step.width)] : 0.0f;
     }
     __syncthreads();
     for (int row = threadIdx.y; row < kTile; row += kTransposeRows) {

@@ -31,6 +31,7 @@ cudaError_t launch_read_input(const InputFeatures& input, int64_t features, floa
 
 struct OutputStep {
   const float* source;  // tiles
+  int64_t width;        // neurons of `source`
   int64_t outputs;
   const int32_t* ids;
   const int32_t* count;

@@ -107,6 +107,7 @@ class Launcher {
       step.alive = call_.alive;
       step.activations = call_.activations;
       step.slot_of = slot_of();
+      step.outputs = call_.plan.header->outputs;
     } else {
       step.target = workspace_.tiles[1 - current_];
       step.target_ids = workspace_.ids[1 - current_];
@@ -148,7 +149,8 @@ class Launcher {
     if (last && call_.activations) {
       OutputStep output{};
       output.source = step.target;
-      output.outputs = layer.outputs;
+      output.width = layer.outputs;
+      output.outputs = call_.plan.header->outputs;
       output.ids = workspace_.ids[current_];
       output.count = step.count;
       output.slot_of = slot_of();

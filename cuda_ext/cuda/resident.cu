@@ -181,8 +181,7 @@ __device__ void load_tile(const ResidentStep& step, int64_t first_slot, int64_t 
 
 // After the last layer: the answer, in the caller's order.
 template <int kFeatures>
-__device__ void store_results(const ResidentStep& step, int64_t first_slot, int64_t outputs, uint32_t active,
-                              const float* out) {
+__device__ void store_results(const ResidentStep& step, int64_t first_slot, uint32_t active, const float* out) {
   if (threadIdx.x < kFeatures && (active >> threadIdx.x & 1u)) {
     const int64_t slot = first_slot + threadIdx.x;
     step.alive[step.ids ? step.ids[slot] : slot] = true;
@@ -191,8 +190,8 @@ __device__ void store_results(const ResidentStep& step, int64_t first_slot, int6
   for (int column = 0; column < kFeatures; ++column) {
     if (!(active >> column & 1u)) continue;
     const int64_t slot = first_slot + column;
-    float* row = step.activations + (step.ids ? step.ids[slot] : slot) * outputs;
-    for (int64_t j = threadIdx.x; j < outputs; j += blockDim.x) row[j] = out[step.slot_of[j] * kFeatures + column];
+    float* row = step.activations + (step.ids ? step.ids[slot] : slot) * step.outputs;
+    for (int64_t j = threadIdx.x; j < step.outputs; j += blockDim.x) row[j] = out[step.slot_of[j] * kFeatures + column];
   }
 }
 
@@ -277,7 +276,7 @@ __global__ void __launch_bounds__(Shape<kFeatures>::kMaxThreads, Shape<kFeatures
     }
     const bool last = step.target == nullptr;
     if (last) {
-      store_results<kFeatures>(step, first_slot, width, active, in);
+      store_results<kFeatures>(step, first_slot, active, in);
     } else {
       const uint32_t kept = layers[step.end_layer - 1].prunable ? active : used;
       if (kept) store_tile<kFeatures>(step, first_slot, width, kept, in);

@@ -35,6 +35,7 @@ struct ResidentStep {
   bool* alive;             // (features), false at the launch; after the last layer
   float* activations;      // (features, outputs), zero at the launch; after the last layer, null where not wanted
   const int32_t* slot_of;  // slot of each output neuron
+  int64_t outputs;         // output neurons: more than the last layer has where equal ones were merged
 };
 
 // Features that a block had best hold for layers of this width: a power of two, or 0 where not even one fits.
