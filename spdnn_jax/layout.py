@@ -15,6 +15,7 @@ LAYER = np.dtype([tuple(field) for field in core.layer_fields()])
 RUN = np.dtype([tuple(field) for field in core.run_fields()])
 
 _WORD = 4  # bytes
+_WORD_ALIGNMENT = 4  # words: where sections begin
 
 
 class PlanTable:
@@ -145,6 +146,59 @@ def layer_bias(words: jax.Array, layer: np.void, offset: jax.Array) -> jax.Array
     if layer["bias_offset"] < 0:
         return jnp.float32(layer["bias"])
     return jax.lax.bitcast_convert_type(_section(words, offset, int(layer["outputs"])), jnp.float32)
+
+
+def piece_words(words: np.ndarray, table: PlanTable, first: int, end: int) -> np.ndarray:
+    """Cuts layers first .. end out of a plan, as a plan of their own.
+
+    Neurons stand in slot order between layers. So a piece takes its inputs in the slot order of the layer before it,
+    which is the order in which the piece before it, whose last layer is not the network's, gives its outputs.
+
+    Args:
+        words: uint32 (words,), the whole plan, which may be mapped from a file: no other layers are read.
+        table: Its records.
+        first: First layer, counted from 0.
+        end: The layer after the last.
+
+    Returns:
+        uint32 (words of the piece,). Pieces of layers with equal records have equal records themselves.
+    """
+    layers = table.layers[first:end].copy()
+    first_run, end_run = int(layers["first_run"][0]), int(layers["first_run"][-1] + layers["runs"][-1])
+    runs = table.runs[first_run:end_run].copy()
+    begin, stop = int(layers["first_word"][0]), int(layers["first_word"][-1] + layers["words"][-1])
+    records = (HEADER.itemsize + layers.nbytes + runs.nbytes) // _WORD
+    sections = _round_up(records)
+    layers["first_run"] -= first_run
+    layers["next_words"][-1] = 0
+    _shift(layers, ("first_word", "bias_offset"), sections - begin)
+    _shift(runs, ("index_offset", "value_offset"), sections - begin)
+    slot_offset = sections + stop - begin
+    outputs = int(layers["outputs"][-1])
+    piece = np.zeros(slot_offset + _round_up(outputs), np.uint32)
+    header = np.zeros(1, HEADER)
+    header[0] = table.header
+    header["layers"], header["runs"] = len(layers), len(runs)
+    header["inputs"], header["outputs"] = layers["inputs"][0], outputs
+    header["slot_offset"], header["words"] = slot_offset, piece.size
+    piece[:records] = np.concatenate([part.view(np.uint32) for part in (header, layers, runs)])
+    piece[sections:slot_offset] = words[begin:stop]
+    if end == len(table.layers):
+        original = int(table.header["slot_offset"])
+        piece[slot_offset : slot_offset + outputs] = words[original : original + outputs]
+    else:
+        piece[slot_offset : slot_offset + outputs] = np.arange(outputs, dtype=np.uint32)
+    return piece
+
+
+def _shift(records: np.ndarray, names: tuple[str, ...], distance: int) -> None:
+    """Moves offsets; a negative one means that there is no such section."""
+    for name in names:
+        records[name] = np.where(records[name] < 0, records[name], records[name] + distance)
+
+
+def _round_up(words: int) -> int:
+    return -(-words // _WORD_ALIGNMENT) * _WORD_ALIGNMENT
 
 
 @functools.cache
