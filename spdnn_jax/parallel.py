@@ -201,7 +201,7 @@ def place(share: np.ndarray, features: int, mesh: Mesh) -> jax.Array:
     devices = _devices_of(mesh)
     own, rows = devices // jax.process_count(), _round_up(features, devices) // devices
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
+    def part(index: Any) -> np.ndarray:
         device = (index[0].start or 0) // max(rows, 1) % own
         return np.asarray(_pad_rows(np.ascontiguousarray(share[device::own]), rows))
 
@@ -246,22 +246,29 @@ def categories_and_active_dealt(
 
     def local(plan: Plan, y: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
         alive, active = ops.categories_and_active(plan, y, backend=backend)
-        return alive, (active - active_padding(plan, y, rows[0], backend))[None]
+        if not zero_stays_zero(plan.table):
+            active -= active_padding(plan, y, rows[0], backend)
+        return alive, active[None]
 
     spread = jax.shard_map(local, mesh=mesh, in_specs=(P(), P(AXIS), P(AXIS)), out_specs=(P(AXIS), P(AXIS)))
     return spread(plan, dealt, jnp.asarray(dealt_rows(features, mesh)))
 
 
 def active_padding(plan: Plan, y: jax.Array, rows: jax.Array, backend: ops.Backend) -> jax.Array:
-    """Inside `shard_map`: how many of a device's padded rows are active after each layer, int32 (layers,).
+    """How many of a device's padded rows are active after each layer, int32 (layers,).
 
-    None, where no bias wakes a feature that is all zero; else as one such feature fares, on its own.
+    Padded rows are alike, so that one of them, run on its own, tells. Needless where `zero_stays_zero`.
+
+    Args:
+        plan: The network, or the piece of it that comes next.
+        y: The device's rows.
+        rows: int32 (rows,), below 0 where a row is padding.
+        backend: As for `infer`.
     """
-    if zero_stays_zero(plan.table):
-        return jnp.zeros((plan.layers,), jnp.int32)
-    zero = jnp.zeros_like(y, shape=(1, y.shape[1]))
-    _, active = ops.categories_and_active(plan, zero, backend=backend)
-    return jnp.sum(rows < 0, dtype=jnp.int32) * active
+    padding = rows < 0
+    one = jax.lax.dynamic_slice_in_dim(y, jnp.argmax(padding), 1)
+    _, active = ops.categories_and_active(plan, one, backend=backend)
+    return jnp.sum(padding, dtype=jnp.int32) * active
 
 
 def zero_stays_zero(table: PlanTable) -> bool:
