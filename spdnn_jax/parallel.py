@@ -277,12 +277,6 @@ def zero_stays_zero(table: PlanTable) -> bool:
     return bool(first["prunable"] and first["bias_offset"] < 0 and first["bias"] <= 0)
 
 
-def describe_imbalance(active: np.ndarray) -> str:
-    """How evenly survivors lie, for people, from the active features of each device, (devices, layers)."""
-    last: Any = active[:, -1]
-    return f"{', '.join(f'{count:,}' for count in last)} (the fullest has {imbalance(last):.3f} times the mean)"
-
-
 def imbalance(counts: np.ndarray) -> float:
     """The fullest device's count over the mean, 1 where all are empty."""
     return float(counts.max() / counts.mean()) if counts.any() else 1.0

@@ -17,6 +17,8 @@ import numpy as np
 from spdnn_jax._extras import require
 from spdnn_jax.challenge import active_edges, nominal_edges
 
+_SHOWN_DEVICES = 16
+
 
 @dataclass
 class Report:
@@ -35,7 +37,8 @@ class Report:
         versions: Of Python, this package, jax, jaxlib and NumPy.
         command: The command line.
         seconds: Of each step: read, plan, inputs, compile, inference (the median of `inference_seconds`).
-        inference_seconds: Of every repeat, from device-resident input to device-resident categories.
+        inference_seconds: Of every repeat, from device-resident input to device-resident categories; of the slowest
+            process, and from input on the host, if it takes several passes.
         nominal_edges_per_second: features x edges / seconds.
         active_edges_per_second: Edges truly multiplied / seconds.
         active: Active features after each layer.
@@ -43,6 +46,11 @@ class Report:
         categories: Number of categories.
         check: Result of the check against the float64 oracle, or None.
         truth: Result of the comparison with the truth file, or None.
+        devices: Number of devices that shared the features.
+        processes: Number of processes that they belong to.
+        active_of_devices: Active features of each device after each layer, where there are several.
+        stream_layers: Layers of a piece, where weights were streamed, or None.
+        passes: Parts that the features were run in, more than one where they do not fit on the devices together.
     """
 
     network: str
@@ -63,6 +71,11 @@ class Report:
     categories: int
     check: str | None = None
     truth: str | None = None
+    devices: int = 1
+    processes: int = 1
+    active_of_devices: list[list[int]] = field(default_factory=list)
+    stream_layers: int | None = None
+    passes: int = 1
     nominal_edges_per_second: float = field(init=False)
     active_edges_per_second: float = field(init=False)
 
@@ -89,9 +102,11 @@ class Report:
             ("back end", f"{self.backend} on {self.device}, --compress={self.compress}"),
             ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
             *((step, f"{seconds:.4g} s") for step, seconds in self.seconds.items() if step != "inference"),
+            *self._spread(),
             (
                 "inference",
-                f"{self.seconds['inference']:.4g} s, median of {repeats}: device-resident input to categories",
+                f"{self.seconds['inference']:.4g} s, median of {repeats}: "
+                f"{'host' if self.passes > 1 else 'device'}-resident input to categories",
             ),
             ("nominal", rate(self.nominal_edges_per_second)),
             ("active", rate(self.active_edges_per_second)),
@@ -101,6 +116,25 @@ class Report:
         rows += [(name, text) for name, text in (("check", self.check), ("truth", self.truth)) if text]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+    def _spread(self) -> list[tuple[str, str]]:
+        """What the table says of a run on several devices, or in several parts."""
+        rows = []
+        if self.active_of_devices:
+            last = [layers[-1] for layers in self.active_of_devices]
+            uneven = max(last) * len(last) / max(sum(last), 1)
+            rows.append(("devices", f"{self.devices} of {self.processes} processes"))
+            rows.append(("on each", f"{_listed(last)} active at the end; the fullest has {uneven:.3f} times the mean"))
+        if self.stream_layers is not None:
+            rows.append(("weights", f"streamed, {self.stream_layers} layers at a time"))
+        if self.passes > 1:
+            rows.append(("passes", f"{self.passes}: the features do not fit on the devices together"))
+        return rows
+
+
+def _listed(counts: list[int]) -> str:
+    shown = ", ".join(f"{count:,}" for count in counts[:_SHOWN_DEVICES])
+    return shown if len(counts) <= _SHOWN_DEVICES else f"{shown} ... ({min(counts):,} to {max(counts):,})"
 
 
 def shown_layers(layers: int) -> list[int]:
