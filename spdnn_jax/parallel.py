@@ -1,4 +1,4 @@
-"""Many devices: features spread over a mesh, the network on every device (arXiv 2007.14152, section III.D).
+"""Many devices: features spread over a mesh, the network on every device (arXiv 2007.14152).
 
 Features do not talk to each other, so devices need not either. What keeps them equally busy is how features are *dealt
 out*: round-robin, for features that lie side by side are often alike, and a run of them would live or die together.

@@ -2,7 +2,7 @@
 
 A piece is a stretch of layers, laid out as a plan of its own. Between pieces dead features are dropped, and the host
 learns how many are left on each device: that is when survivors can be dealt anew. Pieces that do not fit on the device
-together are streamed: the next one is copied while this one computes (arXiv 2007.14152, section III.D).
+together are streamed: the next one is copied while this one computes (arXiv 2007.14152).
 """
 
 import functools

@@ -17,16 +17,17 @@ from tests.test_official_files import write_network
 
 SMALL = ("--neurons=256", "--layers=5", "--features=203", "--inputs=digits", "--check=full", "--repeats=2")
 
+CPUS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 
-def start(*arguments: str, devices: int = 2) -> subprocess.Popen[str]:
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "spdnn_jax", "--backend=cpu", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
-    )  # fmt: skip
+        env=os.environ | CPUS | environment,
+    )
 
 
 def start_pair(*arguments: str) -> list[subprocess.Popen[str]]:
@@ -66,6 +67,19 @@ def test_two_processes_equal_one(cut: tuple[str, ...], tmp_path: Path) -> None:
     assert one_report["active"] == two_report["active"]
     assert (two_report["devices"], two_report["processes"]) == (4, 2)
     assert np.asarray(two_report["active_of_devices"]).sum(axis=0).tolist() == one_report["active"]
+
+
+def test_slurm_says_who_is_who() -> None:
+    """As srun starts them: nothing but the environment tells the processes apart."""
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    processes = [
+        start(*SMALL, "--coordinator_address=auto", **job, SLURM_PROCID=number, SLURM_LOCALID=number)
+        for number in ("0", "1")
+    ]
+    outputs = [finish(process) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "4 of 2 processes" in outputs[0][0]
+    assert "nominal" not in outputs[1][0], "process 0 speaks for all"
 
 
 @pytest.mark.parametrize("victim", [0, 1])
