@@ -13,11 +13,24 @@ def _is_command() -> bool:
 try:
     from spdnn_jax.network import SparseLayer, SparseNetwork
     from spdnn_jax.ops import categories, infer, layer
+    from spdnn_jax.parallel import categories_sharded, feature_mesh, infer_sharded, replicate
     from spdnn_jax.plan import Plan, build_plan
 except ImportError as error:  # no native core, or one that the installed jaxlib is too old for
     if not _is_command():
         raise
     sys.exit(f"spdnn: error: {' '.join(str(error).split())}")
 
-__all__ = ["Plan", "SparseLayer", "SparseNetwork", "build_plan", "categories", "infer", "layer"]
+__all__ = [
+    "Plan",
+    "SparseLayer",
+    "SparseNetwork",
+    "build_plan",
+    "categories",
+    "categories_sharded",
+    "feature_mesh",
+    "infer",
+    "infer_sharded",
+    "layer",
+    "replicate",
+]
 __version__ = "0.1.0"

@@ -52,7 +52,7 @@ def _check_version(library: ModuleType) -> None:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use."""
+    """Cores that this process may use: how many threads native code is given."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -75,13 +75,6 @@ def _gpu_devices() -> list[Any]:
         return jax.devices("gpu")
     except RuntimeError:
         return []
-
-
-def usable_cores() -> int:
-    """Cores that this process may use: how many threads native code is given."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _register_cpu() -> None:

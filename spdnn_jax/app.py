@@ -6,7 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,8 +21,11 @@ from spdnn_jax import (
     challenge,
     download,
     features,
+    hosts,
     official_files,
     ops,
+    parallel,
+    pieces,
     planner,
     profiling,
     radixnet,
@@ -31,6 +35,7 @@ from spdnn_jax import (
 )
 from spdnn_jax.network import NetworkFile, SparseLayer
 from spdnn_jax.plan import Plan, build_plan
+from spdnn_jax.runner import Runner, Settings
 
 _SAMPLE = 1000  # features of --check=sample
 _ORACLE_BYTES = 1 << 31  # of float64 activations that the oracle holds at a time
@@ -51,6 +56,14 @@ flags.DEFINE_enum(
     "compress", "none", list(simplify.COMPRESS), "Lossless compression: of equal neurons; full: of equal features, too."
 )
 flags.DEFINE_enum("kernel", "auto", list(planner.KERNELS), "CUDA kernel family; auto: the planner picks.")
+flags.DEFINE_integer("devices", None, "Devices that share the features; by default 1, with several processes all.", 1)
+flags.DEFINE_integer("rebalance_after", 0, "Layers after which survivors are dealt anew, if that pays; 0: never.", 0)
+flags.DEFINE_string("stream_layers", "auto", "Layers of weights on a device at a time; auto: all, if they fit.")
+flags.DEFINE_string("stream_features", "auto", "Features on the devices at a time; auto: all, if they fit.")
+flags.DEFINE_string("coordinator_address", None, "host:port of process 0, of several; auto: from Slurm or Open MPI.")
+flags.DEFINE_integer("num_processes", None, "Number of processes, with --coordinator_address.", 1)
+flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", 0)
+flags.DEFINE_integer("lost_after", 60, "Seconds without a sign of life from a process that end all others.", 1)
 flags.DEFINE_integer("repeats", 5, "Timed inferences, after one that is not timed.", 1)
 flags.DEFINE_bool("profile_layers", False, "Time each layer alone, in a separate run that waits after every layer.")
 flags.DEFINE_enum(
@@ -88,7 +101,7 @@ def _main(arguments: list[str]) -> int:
     if rest and name not in ("bench", "plot"):
         _reject(f"spdnn {name} takes flags only, found {rest[0]!r}")
     try:
-        return commands[name](rest)
+        return _in_step(commands[name], rest)
     except (ValueError, OSError, ImportError) as error:
         return _fail(_one_line(error))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -98,6 +111,26 @@ def _main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("spdnn: interrupted", file=sys.stderr)
         return 130  # as a shell reports it
+
+
+def _in_step(command: Callable[[list[str]], int], rest: list[str]) -> int:
+    """Runs a command; where several processes run it, one that fails does not keep the others waiting."""
+    if not FLAGS.coordinator_address:
+        return command(rest)
+    hosts.join(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.lost_after)
+    try:
+        return command(rest)
+    except jax.errors.JaxRuntimeError as error:
+        _leave(f"lost contact with another process, or with a device: {_one_line(error)}")
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        _leave(_one_line(error))
+    except (Exception, KeyboardInterrupt):
+        traceback.print_exc()
+        _leave("this process ends, and the others with it")
+
+
+def _leave(message: str) -> NoReturn:
+    hosts.leave(_fail(f"process {jax.process_index()}: {message}"))
 
 
 def _fail(message: str) -> int:
@@ -127,19 +160,20 @@ def _run(_: list[str]) -> int:
     backend = _choose_backend()
     seconds: dict[str, float] = {}
     plan = _build_plan(seconds)
-    y0 = _timed(seconds, "inputs", _read_features)
-    if y0.shape[1] != plan.inputs:
-        raise ValueError(f"the features have {y0.shape[1]} neurons, the network has {plan.inputs} inputs")
-    inference_seconds, alive, active = _infer(plan, y0, "xla" if backend == "xla" else "auto", seconds)
-    profile = _profile(plan, y0, backend, seconds) if FLAGS.profile_layers else None
+    share = _timed(seconds, "inputs", _read_features)
+    if share.shape[1] != plan.inputs:
+        raise ValueError(f"the features have {share.shape[1]} neurons, the network has {plan.inputs} inputs")
+    runner, settings = _runner(plan, share, "xla" if backend == "xla" else "auto")
+    inference_seconds, alive, active = _infer(runner, share, seconds)
+    profile = _profile(plan, share, backend, seconds) if FLAGS.profile_layers else None
     categories = challenge.category_ids(alive)
-    check, agrees = _check(y0, alive)
+    check, agrees = _check(share, alive)
     truth_text, matches = _compare(categories, truth)
     result = report.Report(
         network=f"{FLAGS.neurons} x {plan.layers}, {FLAGS.weights} weights",
         neurons=FLAGS.neurons,
         layers=plan.layers,
-        features=len(y0),
+        features=FLAGS.features,
         inputs=FLAGS.inputs,
         edges=plan.edges,
         device=report.device(),
@@ -149,20 +183,30 @@ def _run(_: list[str]) -> int:
         command=shlex.join(["spdnn", *sys.argv[1:]]),
         seconds=seconds,
         inference_seconds=inference_seconds,
-        active=[int(count) for count in active],
+        active=active.sum(axis=0).tolist(),
         layer_edges=[int(edges) for edges in plan.layer_edges],
         multiplied_edges=[int(edges) for edges in plan.multiplied_edges],
         categories=len(categories),
         check=check,
         truth=truth_text,
         profile=profile,
+        devices=len(active),
+        processes=jax.process_count(),
+        active_of_devices=active.tolist() if len(active) > 1 else [],
+        stream_layers=settings.stream_layers if runner.streamed else None,
+        passes=runner.passes,
     )
+    if hosts.is_first():
+        _write(result, categories)
+    return 0 if agrees and matches else 1
+
+
+def _write(result: report.Report, categories: np.ndarray) -> None:
     if FLAGS.categories_out:
         challenge.write_categories(FLAGS.categories_out, categories)
     if FLAGS.report_out:
         result.write(FLAGS.report_out)
     print(result.table())
-    return 0 if agrees and matches else 1
 
 
 def _require_flags() -> None:
@@ -171,6 +215,14 @@ def _require_flags() -> None:
         _reject("--weights=official and --inputs=official need --dataset_dir")
     if FLAGS.inputs == "mnist" and not FLAGS.mnist_dir:
         _reject("--inputs=mnist needs --mnist_dir")
+    for name in ("stream_layers", "stream_features"):
+        value = getattr(FLAGS, name)
+        if value != "auto" and not (value.isdecimal() and int(value) > 0):
+            _reject(f"--{name} takes auto or a positive number, got {value!r}")
+    if FLAGS.rebalance_after and FLAGS.stream_layers != "auto":
+        _reject("--rebalance_after is for weights that stay on the devices: drop it, or --stream_layers")
+    if FLAGS.profile_layers and (FLAGS.devices or 1) * (FLAGS.num_processes or 1) > 1:
+        _reject("--profile_layers times one device: drop it, or --devices and --num_processes")
 
 
 def _check_writable(*paths: str | None) -> None:
@@ -252,23 +304,32 @@ def _build_plan(seconds: dict[str, float]) -> Plan:
             yield layer
 
     start = time.perf_counter()
-    with report.progress_bar("building the plan", FLAGS.layers) as progress:
+    with report.progress_bar("building the plan", FLAGS.layers) as progress, jax.default_device(_host()):
         plan = build_plan(timed_layers(), cap=_cap(), compress=FLAGS.compress, kernel=FLAGS.kernel, progress=progress)
     seconds["read"] = read
     seconds["plan"] = time.perf_counter() - start - read
     return plan
 
 
+def _host() -> Any:
+    """Host memory, where a plan waits until it is known how much of it a device has room for."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX was told to know of GPUs alone
+        return None
+
+
 def _read_features() -> np.ndarray:
-    count = FLAGS.features
+    """The features of this process."""
+    count, share = FLAGS.features, parallel.share_of_process()
     with report.progress_bar(f"preparing inputs ({FLAGS.inputs})", count) as progress:
         if FLAGS.inputs == "digits":
-            return features.digits(FLAGS.neurons, count, FLAGS.seed, progress)
+            return features.digits(FLAGS.neurons, count, FLAGS.seed, progress, share)
         if FLAGS.inputs == "mnist":
-            return features.mnist(FLAGS.mnist_dir, FLAGS.neurons, count, progress)
+            return features.mnist(FLAGS.mnist_dir, FLAGS.neurons, count, progress, share)
         if FLAGS.inputs == "official":
-            return official_files.features(_inputs_dir(), FLAGS.neurons, count)
-        return features.random(FLAGS.neurons, count, seed=FLAGS.seed)
+            return official_files.features(_inputs_dir(), FLAGS.neurons, count, share)
+        return features.random(FLAGS.neurons, count, seed=FLAGS.seed, share=share)
 
 
 def _timed(seconds: dict[str, float], name: str, function: Any, *arguments: Any) -> Any:
@@ -278,22 +339,40 @@ def _timed(seconds: dict[str, float], name: str, function: Any, *arguments: Any)
     return result
 
 
-def _infer(
-    plan: Plan, y0: np.ndarray, backend: ops.Backend, seconds: dict[str, float]
-) -> tuple[list[float], np.ndarray, np.ndarray]:
-    on_device = jax.device_put(y0)
-    lower = ops.categories_and_active.lower
-    compiled = _timed(seconds, "compile", lambda: lower(plan, on_device, backend=backend).compile())
-    alive, active = jax.block_until_ready(compiled(plan, on_device))  # warm-up
+def _runner(plan: Plan, share: np.ndarray, backend: ops.Backend) -> tuple[Runner, Settings]:
+    count = FLAGS.devices if FLAGS.devices or jax.process_count() > 1 else 1
+    mesh = parallel.feature_mesh(count)
+    fit = pieces.fit(plan.table, FLAGS.features, share[:1].nbytes, mesh.size, pieces.memory_of(mesh))
+    settings = Settings(
+        stream_layers=fit.layers if FLAGS.stream_layers == "auto" else int(FLAGS.stream_layers),
+        stream_features=fit.features if FLAGS.stream_features == "auto" else int(FLAGS.stream_features),
+        rebalance_after=FLAGS.rebalance_after,
+    )
+    if fit.layers < plan.layers or fit.features < FLAGS.features:
+        print(
+            f"spdnn: device memory has room for {fit.layers:,} of {plan.layers:,} layers and {fit.features:,} of "
+            f"{FLAGS.features:,} features at a time",
+            file=sys.stderr,
+        )
+    return Runner(plan, mesh, FLAGS.features, settings, backend), settings
+
+
+def _infer(runner: Runner, share: np.ndarray, seconds: dict[str, float]) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """Seconds of each repeat, of the slowest process; the categories; active features by device and layer."""
+    runner.place(share)
+    _timed(seconds, "compile", runner.compile)
+    results = runner.run()  # warm-up
     repeats = []
     with report.progress_bar("inference", FLAGS.repeats) as progress:
         for done in range(1, FLAGS.repeats + 1):
+            hosts.meet(f"repeat {done}")
             start = time.perf_counter()
-            jax.block_until_ready(compiled(plan, on_device))
+            runner.run()
             repeats.append(time.perf_counter() - start)
             progress(done)
+    repeats = hosts.gather(np.asarray(repeats, np.float32)).max(axis=0).tolist()
     seconds["inference"] = float(np.median(repeats))
-    return repeats, np.asarray(alive), np.asarray(active)
+    return repeats, *runner.fetch(results)
 
 
 def _profile(plan: Plan, y0: np.ndarray, backend: str, seconds: dict[str, float]) -> list[dict[str, Any]]:
@@ -304,18 +383,26 @@ def _profile(plan: Plan, y0: np.ndarray, backend: str, seconds: dict[str, float]
     return [asdict(layer) for layer in layers]
 
 
-def _check(y0: np.ndarray, alive: np.ndarray) -> tuple[str | None, bool]:
-    """Compares with the float64 oracle; returns the outcome in words, and whether they agree."""
+def _check(share: np.ndarray, alive: np.ndarray) -> tuple[str | None, bool]:
+    """Compares with the float64 oracle; returns the outcome in words, and whether they agree.
+
+    Each process checks what it holds of the sample.
+    """
     if FLAGS.check == "none":
         return None, True
-    chosen = np.arange(len(y0))
-    if FLAGS.check == "sample" and len(y0) > _SAMPLE:
-        chosen = np.sort(np.random.default_rng(FLAGS.seed).choice(len(y0), _SAMPLE, replace=False))
-    wrong = chosen[_oracle(y0[chosen]) != alive[chosen]]
+    chosen = np.ones(len(alive), bool)
+    if FLAGS.check == "sample" and len(alive) > _SAMPLE:
+        chosen[:] = False
+        chosen[np.random.default_rng(FLAGS.seed).choice(len(alive), _SAMPLE, replace=False)] = True
+    own = parallel.share_of_process()
+    differs = np.zeros(len(alive), bool)
+    differs[own][chosen[own]] = _oracle(share[chosen[own]]) != alive[own][chosen[own]]
+    wrong = np.flatnonzero(hosts.gather(differs).any(axis=0))
+    count = np.count_nonzero(chosen)
     if wrong.size == 0:
-        return f"categories of {len(chosen):,} features equal the float64 oracle's", True
+        return f"categories of {count:,} features equal the float64 oracle's", True
     return (
-        f"FAILED: {wrong.size} of {len(chosen):,} categories differ from the float64 oracle's, first {wrong[0] + 1}",
+        f"FAILED: {wrong.size} of {count:,} categories differ from the float64 oracle's, first {wrong[0] + 1}",
         False,
     )
 
@@ -332,7 +419,7 @@ def _oracle(y0: np.ndarray) -> np.ndarray:
                 _open_layers(), part, cap=_cap(), progress=lambda layer, done=done: progress(done + layer)
             )
             categories.append(result.categories)
-    return np.concatenate(categories)
+    return np.concatenate(categories) if categories else np.zeros(0, bool)
 
 
 def _compare(categories: np.ndarray, truth: np.ndarray | None) -> tuple[str | None, bool]:

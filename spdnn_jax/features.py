@@ -18,6 +18,8 @@ import numpy as np
 from spdnn_jax._extras import require
 
 Progress = Callable[[int], None]
+ALL = slice(None)
+"""The share of a process that keeps all features."""
 
 _CHUNK = 1000  # images drawn at a time
 _CHUNK_PIXELS = 1 << 20  # pixels resized at a time: what bounds the memory of wide networks
@@ -26,7 +28,7 @@ _MNIST_THRESHOLD = 0.72 * 255
 _IDX_IMAGES = 0x00000803
 
 
-def random(neurons: int, count: int, density: float = 0.1, seed: int = 0) -> np.ndarray:
+def random(neurons: int, count: int, density: float = 0.1, seed: int = 0, share: slice = ALL) -> np.ndarray:
     """Independent random features.
 
     Args:
@@ -34,9 +36,10 @@ def random(neurons: int, count: int, density: float = 0.1, seed: int = 0) -> np.
         count: Number of features.
         density: Share of ones.
         seed: Of the generator.
+        share: Which of the features to keep, such as every second one; the others take no memory.
 
     Returns:
-        uint8 (count, neurons) of 0 and 1.
+        uint8 (features kept, neurons) of 0 and 1.
 
     Raises:
         ValueError: count is not positive, or density is no share.
@@ -45,10 +48,14 @@ def random(neurons: int, count: int, density: float = 0.1, seed: int = 0) -> np.
     if not 0 <= density <= 1:
         raise ValueError(f"density must lie between 0 and 1, got {density}")
     generator = np.random.default_rng(seed)
-    result = np.empty((count, neurons), np.uint8)
+    kept = range(count)[share]
+    result = np.empty((len(kept), neurons), np.uint8)
     for first in range(0, count, _CHUNK):
-        part = result[first : first + _CHUNK]
-        part[:] = generator.random(part.shape, np.float32) < density
+        chunk = range(first, min(first + _CHUNK, count))
+        part = generator.random((len(chunk), neurons), np.float32) < density
+        for number in chunk:
+            if number in kept:
+                result[kept.index(number)] = part[number - first]
     return result
 
 
@@ -68,7 +75,7 @@ def pack_bits(features: np.ndarray) -> np.ndarray:
 # --- digits -----------------------------------------------------------------------------------------------------------
 
 
-def digits(neurons: int, count: int, seed: int = 0, progress: Progress | None = None) -> np.ndarray:
+def digits(neurons: int, count: int, seed: int = 0, progress: Progress | None = None, share: slice = ALL) -> np.ndarray:
     """Real handwritten digits (scikit-learn's 1,797 images of 8 x 8), enlarged and varied to distinct features.
 
     Each feature is one of the images, turned, shifted, scaled and sheared a little at random, sampled at the network's
@@ -79,9 +86,10 @@ def digits(neurons: int, count: int, seed: int = 0, progress: Progress | None = 
         count: Number of features, all distinct.
         seed: Of the variations.
         progress: Called with the number of features made so far.
+        share: Which of the features to keep; the others take no memory.
 
     Returns:
-        uint8 (count, neurons) of 0 and 1.
+        uint8 (features kept, neurons) of 0 and 1.
 
     Raises:
         ImportError: scikit-learn is not installed.
@@ -94,7 +102,8 @@ def digits(neurons: int, count: int, seed: int = 0, progress: Progress | None = 
     generator = np.random.default_rng(seed)
     sample = _vary(images, generator, min(count, _CHUNK), side)
     threshold = np.quantile(sample, 1 - _DIGITS_DENSITY)
-    result = np.empty((count, neurons), np.uint8)
+    kept = range(count)[share]
+    result = np.empty((len(kept), neurons), np.uint8)
     seen: set[bytes] = set()
     filled = rejected = 0
     while filled < count:
@@ -105,7 +114,8 @@ def digits(neurons: int, count: int, seed: int = 0, progress: Progress | None = 
                 rejected += 1
                 continue
             seen.add(key)
-            result[filled] = row
+            if filled in kept:
+                result[kept.index(filled)] = row
             filled += 1
             if filled == count:
                 break
@@ -158,7 +168,11 @@ def _bilinear(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.n
 
 
 def mnist(
-    directory: str | os.PathLike[str], neurons: int, count: int = 60000, progress: Progress | None = None
+    directory: str | os.PathLike[str],
+    neurons: int,
+    count: int = 60000,
+    progress: Progress | None = None,
+    share: slice = ALL,
 ) -> np.ndarray:
     """MNIST training images in IDX form, resized as the challenge's were and thresholded.
 
@@ -170,9 +184,10 @@ def mnist(
         neurons: Width, a square number: 1024, 4096, 16384 or 65536 in the challenge.
         count: How many images, from the first on.
         progress: Called with the number of images resized so far.
+        share: Which of these images to keep; the others are not resized.
 
     Returns:
-        uint8 (count, neurons) of 0 and 1, in the file's order.
+        uint8 (images kept, neurons) of 0 and 1, in the file's order.
 
     Raises:
         OSError: The file is missing or cannot be read.
@@ -183,10 +198,11 @@ def mnist(
     images = read_idx_images(find_images(directory))
     if count > len(images):
         raise ValueError(f"{directory} holds {len(images)} images, {count} were asked for: lower --features")
-    result = np.empty((count, neurons), np.uint8)
+    images = images[:count][share]
+    result = np.empty((len(images), neurons), np.uint8)
     step = max(1, _CHUNK_PIXELS // neurons)
-    for first in range(0, count, step):
-        part = images[first : min(first + step, count)]
+    for first in range(0, len(images), step):
+        part = images[first : first + step]
         result[first : first + len(part)] = _flatten(_fourier_resize(part, side) >= _MNIST_THRESHOLD)
         if progress is not None:
             progress(first + len(part))

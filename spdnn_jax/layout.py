@@ -102,24 +102,24 @@ def layer_offsets(table: PlanTable, layer: int) -> np.ndarray:
     return np.concatenate([table.layers[layer]["bias_offset"][None], sections]).astype(np.int64)
 
 
-def cut(words: np.ndarray, first: int, end: int) -> np.ndarray:
+def cut(words: np.ndarray, table: PlanTable, first: int, end: int) -> np.ndarray:
     """Layers first .. end of a plan (counted from 0) as a plan of their own.
 
     Neurons between layers stand in slot order, and so they do at the cuts: the result of one part is the input of the
     next, and only the last part restores the original order.
 
     Args:
-        words: uint32 (words,), the whole plan, on the host.
+        words: uint32 (words,), the whole plan, on the host; it may be mapped from a file: no other layers are read.
+        table: Its records.
         first: The first layer.
         end: The layer after the last.
 
     Returns:
-        uint32 (words,), the part.
+        uint32 (words,), the part. Parts of layers with equal records have equal records themselves.
 
     Raises:
-        ValueError: There are no such layers, or the words are no plan.
+        ValueError: There are no such layers.
     """
-    table = PlanTable(words)
     count = len(table.layers)
     if not 0 <= first < end <= count:
         raise ValueError(f"layers {first} .. {end} are no stretch of a plan of {count} layers")

@@ -18,6 +18,7 @@ import numpy as np
 from spdnn_jax import radixnet
 from spdnn_jax._native import core, usable_cores
 from spdnn_jax.challenge import CAP, EDGES_PER_NEURON
+from spdnn_jax.features import ALL
 from spdnn_jax.network import SparseLayer, save_layers
 
 _CURE = "fetch the file again (spdnn download)"
@@ -201,16 +202,17 @@ def find_features(directory: str | os.PathLike[str], neurons: int) -> Path:
     )
 
 
-def features(directory: str | os.PathLike[str], neurons: int, count: int) -> np.ndarray:
+def features(directory: str | os.PathLike[str], neurons: int, count: int, share: slice = ALL) -> np.ndarray:
     """Reads the official inputs, ``sparse-images-<N>.tsv`` or ``.tsv.gz``.
 
     Args:
         directory: Holds the file.
         neurons: Width N.
         count: Number of features, from the first on.
+        share: Which of these features to keep; the others take no memory.
 
     Returns:
-        uint8 (count, neurons) of 0 and 1.
+        uint8 (features kept, neurons) of 0 and 1.
 
     Raises:
         OSError: The file is missing or cannot be read.
@@ -219,7 +221,10 @@ def features(directory: str | os.PathLike[str], neurons: int, count: int) -> np.
     if count < 1:
         raise ValueError(f"at least one feature is needed, got {count}")
     path = find_features(directory, neurons)
-    result = np.zeros((count, neurons), np.uint8)
+    features_kept = range(count)[share]
+    place = np.full(count + 1, -1)  # in the result, by the feature's number
+    place[np.asarray(features_kept, np.int64) + 1] = np.arange(len(features_kept))
+    result = np.zeros((len(features_kept), neurons), np.uint8)
     first_line, last_feature = 1, 0
     for rows, pixels, values in _read_tables(path, str(path), usable_cores()):
         _check_range(str(path), rows, np.iinfo(np.int32).max, "feature", first_line)
@@ -229,7 +234,8 @@ def features(directory: str | os.PathLike[str], neurons: int, count: int) -> np.
             line = int(np.argmin(binary))
             raise ValueError(f"{path}, line {first_line + line}: a pixel is 0 or 1, found {values[line]}; {_CURE}")
         kept = (rows <= count) & (values != 0)
-        result[rows[kept] - 1, pixels[kept] - 1] = 1
+        kept[kept] = place[rows[kept]] >= 0
+        result[place[rows[kept]], pixels[kept] - 1] = 1
         first_line += rows.size
         last_feature = max(last_feature, int(rows.max(initial=0)))
     if last_feature < count:

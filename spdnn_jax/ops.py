@@ -80,6 +80,27 @@ def categories_and_active(plan: Plan, y0: jax.Array, *, backend: Backend = "auto
     return alive, active
 
 
+@functools.partial(jax.jit, static_argnames="backend")
+def activations_and_active(
+    plan: Plan, y0: jax.Array, *, backend: Backend = "auto"
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `infer` and `categories_and_active` in one: what a caller needs who goes on with the activations.
+
+    Args:
+        plan: The network, from `build_plan`.
+        y0: The features, as for `infer`.
+        backend: As for `infer`.
+
+    Returns:
+        float32 (features, plan.outputs), bool (features,) and int32 (plan.layers,).
+
+    Raises:
+        ValueError: y0 has another width or dtype.
+    """
+    y, alive, active = _network(plan, y0, backend, activations=True, counts=True)
+    return y, alive, active
+
+
 @functools.partial(jax.jit, static_argnames=("cap", "backend"))
 def layer(layer: SparseLayer, y: jax.Array, *, cap: float | None = 32.0, backend: Backend = "auto") -> jax.Array:
     """One layer, y <- min(max(y W + bias, 0), cap), straight from its compressed rows.

@@ -1,9 +1,11 @@
 """Plan: a network laid out for the native back ends; build, save, load."""
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +18,8 @@ from spdnn_jax.network import SparseLayer, SparseNetwork, check_cap, native_arra
 from spdnn_jax.simplify import COMPRESS, Compress, Simplified
 
 _SUMMARY_LINES = 12  # on compression, at most
+
+_LARGEST_HEADER = 1 << 20  # bytes: a plan's file has one entry, any more is another's
 
 
 @jax.tree_util.register_pytree_node_class
@@ -157,9 +161,10 @@ class Plan:
             raise ValueError(f"a part of a plan has at least one layer, got {layers}")
         words = np.asarray(self.words)
         return (
-            Plan.from_words(cut(words, first, min(first + layers, self.layers)), self.kernel)
+            Plan.from_words(cut(words, self.table, first, min(first + layers, self.layers)), self.kernel)
             for first in range(0, self.layers, layers)
         )
+
     def _summary_of_compression(self) -> list[str]:
         """One line in all, then one for each stretch of layers with the same neurons left."""
         if self.compress == "none":
@@ -215,6 +220,32 @@ class Plan:
             return cls.from_words(words)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], kernel: planner.Kernel = "auto") -> "Plan":
+        """Maps a plan that `save` wrote into memory, to be streamed (`pieces.stream`): only what is used is read.
+
+        Args:
+            path: The file.
+            kernel: As in `build_plan`.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It holds no plan of this version.
+        """
+        target = Path(path)
+        with target.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+            try:
+                entry = json.loads(file.read(min(header_bytes, _LARGEST_HEADER)))["words"]
+                begin, end = entry["data_offsets"]
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{target}: not a plan file: write one with Plan.save") from None
+        data = 8 + header_bytes
+        if entry["dtype"] != "U32" or target.stat().st_size < data + end:
+            raise ValueError(f"{target}: not a plan file, or cut short: write it again with Plan.save")
+        words: Any = np.memmap(target, np.uint32, "r", data + begin, ((end - begin) // 4,))
+        return cls(words, PlanTable(words), kernel)
 
 
 def build_plan(

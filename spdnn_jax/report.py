@@ -18,6 +18,8 @@ from spdnn_jax._extras import require
 from spdnn_jax._native import usable_cores
 from spdnn_jax.challenge import active_edges, nominal_edges
 
+_SHOWN_DEVICES = 16
+
 
 @dataclass
 class Report:
@@ -36,7 +38,8 @@ class Report:
         versions: Of Python, this package, jax, jaxlib and NumPy.
         command: The command line.
         seconds: Of each step: read, plan, inputs, compile, inference (the median of `inference_seconds`).
-        inference_seconds: Of every repeat, from device-resident input to device-resident categories.
+        inference_seconds: Of every repeat, from device-resident input to device-resident categories; of the slowest
+            process, and from input on the host, if it takes several passes.
         nominal_edges_per_second: features x edges / seconds.
         active_edges_per_second: Edges truly multiplied / seconds; None with --compress=full, where equal features are
             merged on the way, and not counted.
@@ -49,6 +52,11 @@ class Report:
         truth: Result of the comparison with the truth file, or None.
         profile: Of each layer, run by itself, the fields of `spdnn_jax.profiling.LayerProfile`; None without
             --profile_layers.
+        devices: Number of devices that shared the features.
+        processes: Number of processes that they belong to.
+        active_of_devices: Active features of each device after each layer, where there are several.
+        stream_layers: Layers of a piece, where weights were streamed, or None.
+        passes: Parts that the features were run in, more than one where they do not fit on the devices together.
     """
 
     network: str
@@ -71,6 +79,11 @@ class Report:
     check: str | None = None
     truth: str | None = None
     profile: list[dict[str, Any]] | None = None
+    devices: int = 1
+    processes: int = 1
+    active_of_devices: list[list[int]] = field(default_factory=list)
+    stream_layers: int | None = None
+    passes: int = 1
     nominal_edges_per_second: float = field(init=False)
     active_edges_per_second: float | None = field(init=False)
 
@@ -98,9 +111,11 @@ class Report:
             ("multiplied", f"{100 * sum(self.multiplied_edges) / max(self.edges, 1):.1f}% of the edges"),
             ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
             *((step, f"{seconds:.4g} s") for step, seconds in self.seconds.items() if step != "inference"),
+            *self._spread(),
             (
                 "inference",
-                f"{self.seconds['inference']:.4g} s, median of {repeats}: device-resident input to categories",
+                f"{self.seconds['inference']:.4g} s, median of {repeats}: "
+                f"{'host' if self.passes > 1 else 'device'}-resident input to categories",
             ),
             ("nominal", rate(self.nominal_edges_per_second)),
             ("active", self._active_rate()),
@@ -129,6 +144,20 @@ class Report:
             f"{rate(one['active_edges_per_second'])} active"
         )
 
+    def _spread(self) -> list[tuple[str, str]]:
+        """What the table says of a run on several devices, or in several parts."""
+        rows = []
+        if self.active_of_devices:
+            last = [layers[-1] for layers in self.active_of_devices]
+            uneven = max(last) * len(last) / max(sum(last), 1)
+            rows.append(("devices", f"{self.devices} of {self.processes} processes"))
+            rows.append(("on each", f"{_listed(last)} active at the end; the fullest has {uneven:.3f} times the mean"))
+        if self.stream_layers is not None:
+            rows.append(("weights", f"streamed, {self.stream_layers} layers at a time"))
+        if self.passes > 1:
+            rows.append(("passes", f"{self.passes}: the features do not fit on the devices together"))
+        return rows
+
 
 def duration(seconds: float) -> str:
     """Seconds for people, in s, ms or us."""
@@ -136,6 +165,11 @@ def duration(seconds: float) -> str:
         if seconds >= scale:
             return f"{seconds / scale:.3g} {unit}"
     return f"{seconds / 1e-6:.3g} us"
+
+
+def _listed(counts: list[int]) -> str:
+    shown = ", ".join(f"{count:,}" for count in counts[:_SHOWN_DEVICES])
+    return shown if len(counts) <= _SHOWN_DEVICES else f"{shown} ... ({min(counts):,} to {max(counts):,})"
 
 
 def shown_layers(layers: int) -> list[int]:

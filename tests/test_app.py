@@ -116,8 +116,33 @@ def test_bench_gathers_reports(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        ((), "2 of 1 processes"),
+        (("--stream_layers=4",), "streamed, 4 layers at a time"),
+        (("--stream_features=90",), "3: the features do not fit"),
+        (("--rebalance_after=2",), "the fullest has"),
+    ],
+)
+def test_several_devices(cut: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However a run is spread and cut, the report must add up to the whole and agree with the oracle."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    path = tmp_path / "report.json"
+    done = spdnn(*SMALL, "--neurons=256", "--devices=2", "--check=full", f"--report_out={path}", *cut)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    report = json.loads(path.read_text())
+    assert report["check"] == "categories of 200 features equal the float64 oracle's"
+    assert np.asarray(report["active_of_devices"]).sum(axis=0).tolist() == report["active"]
+    assert report["active"][0] > 100
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
+        ("--stream_layers=0",),
+        ("--stream_features=some",),
+        ("--rebalance_after=2", "--stream_layers=3"),
         ("--neurons=many",),
         ("--layers=0",),
         ("--features=0",),
@@ -145,6 +170,7 @@ def test_bad_flags_exit_with_2(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--devices=99",), "99 devices were asked for"),
         (("--neurons=1000",), r"16 * 2^k"),
         (("--neurons=2048",), "square number"),
         (("--weights=official", "--dataset_dir=/no/such"), "point --dataset_dir at the official files"),

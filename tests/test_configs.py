@@ -21,7 +21,7 @@ def parse(path: Path) -> flags.FlagValues:
 
 
 def test_there_is_one_for_each_network() -> None:
-    assert {path.stem for path in CONFIGS.iterdir()} == set(NETWORKS)
+    assert {path.stem for path in CONFIGS.glob("*.flags")} == set(NETWORKS)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -31,3 +31,13 @@ def test_is_accepted_and_names_its_network(name: str) -> None:
     assert (values["neurons"].value, values["layers"].value) == NETWORKS[name]
     assert values["features"].value == challenge.FEATURES
     assert values["compress"].value == "none"
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "address"), [("2-gpus", 2, None), ("8-gpus", 8, None), ("slurm", None, "auto")]
+)
+def test_launch_files(name: str, devices: int | None, address: str | None) -> None:
+    """Clusters are booked by the hour: a misspelt flag costs one."""
+    values = parse(CONFIGS / "cluster" / f"{name}.flags")
+    assert values["backend"].value == "cuda"
+    assert (values["devices"].value, values["coordinator_address"].value) == (devices, address)

@@ -256,4 +256,4 @@ def test_cuts_that_do_not_exist_are_refused() -> None:
         plan.split(0)
     for first, end in ((0, 3), (1, 1), (-1, 1)):
         with pytest.raises(ValueError, match="no stretch of a plan of 2 layers"):
-            layout.cut(np.asarray(plan.words), first, end)
+            layout.cut(np.asarray(plan.words), plan.table, first, end)

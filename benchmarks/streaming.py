@@ -1,0 +1,125 @@
+"""Weights streamed to the device while it computes, beside weights that stay there.
+
+    python benchmarks/streaming.py [--networks 16384x120] [--output=benchmarks/results/streaming.json]
+
+For each network and each length of a piece: seconds of a run with resident weights in one piece, of one in resident
+pieces, of one with streamed pieces, and of copying all pieces without computing. Streaming is hidden where copying is
+shorter than computing. `--kind=random` takes networks of random edges, a weight each: they have no row groups, and so
+far more bytes to copy.
+"""
+
+import argparse
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from spdnn_jax import Plan, SparseLayer, build_plan, challenge, features, parallel, pieces, radixnet, report
+from spdnn_jax.runner import Runner, Settings
+
+
+def random_layers(neurons: int, count: int) -> Iterator[SparseLayer]:
+    """Layers of 32 random edges a neuron, of which about half a neuron's survive; no two outputs share their inputs."""
+    generator = np.random.default_rng(0)
+    indptr = np.arange(neurons + 1, dtype=np.int64) * challenge.EDGES_PER_NEURON
+    for _ in range(count):
+        starts = generator.integers(0, neurons // challenge.EDGES_PER_NEURON, indptr[-1])
+        places = np.tile(np.arange(challenge.EDGES_PER_NEURON), neurons)
+        indices = starts + places * (neurons // challenge.EDGES_PER_NEURON)  # ascending and distinct inside a row
+        values = generator.normal(0.02, 0.3, indices.size).astype(np.float32)
+        yield SparseLayer(indptr, indices.astype(np.int32), values, np.asarray(-0.05, np.float32), neurons)
+
+
+def median_seconds(run: Callable[[], Any], repeats: int) -> float:
+    """The median of so many calls, after one that is not timed."""
+    run()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def measure(plan: Plan, y0: np.ndarray, length: int, whole: Runner, repeats: int) -> dict[str, Any]:
+    """One length of a piece."""
+    mesh, bounds = parallel.feature_mesh(1), pieces.equal_pieces(plan.layers, length)
+    dealt = parallel.place(y0, len(y0), mesh)
+
+    def run_pieces(parts: Any) -> pieces.Outcome:
+        return pieces.run(parts, dealt, table=plan.table, features=len(y0), mesh=mesh, rebalance="never")
+
+    def copy() -> None:
+        for piece in pieces.stream(plan, bounds, mesh):
+            jax.block_until_ready(piece.words)
+            del piece
+
+    resident = pieces.resident(plan, bounds, mesh)
+    expected, _ = whole.fetch(whole.run())
+    np.testing.assert_array_equal(run_pieces(pieces.stream(plan, bounds, mesh)).alive, expected)
+    return {
+        "layers_of_a_piece": length,
+        "bytes_of_a_piece": max(piece.nbytes for piece in resident),
+        "seconds_whole": median_seconds(whole.run, repeats),
+        "seconds_resident_pieces": median_seconds(lambda: run_pieces(resident).alive, repeats),
+        "seconds_streamed": median_seconds(lambda: run_pieces(pieces.stream(plan, bounds, mesh)).alive, repeats),
+        "seconds_copying": median_seconds(copy, repeats),
+    }
+
+
+def main() -> None:
+    """Measures, prints and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["16384x120"])
+    parser.add_argument("--kind", choices=["radixnet", "random"], default="radixnet")
+    parser.add_argument("--features", type=int, default=challenge.FEATURES)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[5, 10, 20, 40, 60])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", default="benchmarks/results/streaming.json")
+    arguments = parser.parse_args()
+    results = []
+    for name in arguments.networks:
+        neurons, layers = map(int, name.split("x"))
+        make = random_layers if arguments.kind == "random" else radixnet.layers
+        with tempfile.TemporaryDirectory() as folder, jax.default_device(jax.local_devices(backend="cpu")[0]):
+            path = Path(folder) / "plan.safetensors"
+            build_plan(make(neurons, layers)).save(path)
+            plan = Plan.open(path)  # the mapping outlives the name
+        y0 = features.digits(neurons, arguments.features)
+        whole = Runner(plan, parallel.feature_mesh(1), len(y0), Settings(layers, len(y0)), "auto")
+        whole.place(y0)
+        whole.compile()
+        for length in arguments.lengths:
+            if length < layers:
+                row = measure(plan, y0, length, whole, arguments.repeats) | {"network": name, "kind": arguments.kind}
+                results.append(row)
+                print(
+                    f"{name} {arguments.kind}, pieces of {length} layers, {row['bytes_of_a_piece'] / 2**20:.2f} MiB: "
+                    f"whole {row['seconds_whole']:.5f} s, resident pieces {row['seconds_resident_pieces']:.5f} s, "
+                    f"streamed {row['seconds_streamed']:.5f} s "
+                    f"({row['seconds_streamed'] / row['seconds_whole']:.2f} x whole), "
+                    f"copying alone {row['seconds_copying']:.5f} s",
+                    flush=True,
+                )
+    report.write_json(
+        arguments.output,
+        {
+            "device": report.device(),
+            "versions": report.versions(),
+            "command": shlex.join(["python", *sys.argv]),
+            "timed": f"features on the device to categories; median of {arguments.repeats}, after a warm-up",
+            "features": arguments.features,
+            "results": results,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
