@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "intrinsics.cuh"
 #include "spdnn_layout.h"
 
 namespace spdnn::cuda {
@@ -41,13 +42,6 @@ __device__ __forceinline__ uint32_t index_of(const uint2& chunk, int edge) {
 
 __device__ __forceinline__ uint32_t index_of(const uint4& chunk, int edge) {
   return edge == 0 ? chunk.x : edge == 1 ? chunk.y : edge == 2 ? chunk.z : chunk.w;
-}
-
-// A value that the compiler must take as given. Outputs of one group with one weight and one bias are equal, and a
-// compiler that saw it would compute them once; an uncompressed run multiplies every stored edge.
-__device__ __forceinline__ float opaque(float value) {
-  asm volatile("" : "+f"(value));
-  return value;
 }
 
 // Where a unit of work stands in a run: some outputs of one group, from output `first_output` on. Units count through

@@ -2,6 +2,7 @@
 #include <type_traits>
 
 #include "accumulate.cuh"
+#include "intrinsics.cuh"
 #include "launch.h"
 #include "resident.h"
 #include "tiles.cuh"
@@ -37,7 +38,7 @@ struct Shape {
   static constexpr int kVector = kFeatures < 2 ? 1 : 2;
   static constexpr int kLanes = kFeatures / kVector;  // threads that share a row group
   static constexpr int kMaxThreads = kFeatures < 8 ? 512 : 256;
-  static constexpr int kMinBlocks = kFeatures < 8 ? 1 : 3;
+  static constexpr int kMinBlocks = kFeatures < 8 ? 1 : 2;
 };
 
 template <int kVector>
@@ -111,14 +112,7 @@ __device__ __forceinline__ uint32_t compute_layer(const StagedLayer& staged, con
   return active;
 }
 
-__device__ __forceinline__ void copy_async(uint32_t* target, const uint32_t* source) {
-  asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(target))),
-      "l"(source)
-      : "memory");
-}
-
-// Starts to bring layer `l` along; `finish_staging` and a barrier make it visible. `first_run` is its first run.
+// Starts to bring layer `l` along; `finish_copies` and a barrier make it visible. `first_run` is its first run.
 __device__ __forceinline__ void start_staging(const ResidentStep& step, int l, int64_t first_run, int64_t first_word,
                                               int64_t words, StagedLayer* staged, uint32_t* sections) {
   const int64_t* layer_fields = reinterpret_cast<const int64_t*>(step.words + step.layers_word) + l * kLayerFields;
@@ -135,8 +129,6 @@ __device__ __forceinline__ void start_staging(const ResidentStep& step, int l, i
     copy_async(sections + word, step.words + first_word + word);
   }
 }
-
-__device__ __forceinline__ void finish_staging() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // The caller's rows. Neighbouring threads take neighbouring features, so that their stores fall into different banks; a
 // thread takes sixteen bytes of a row at a time.
@@ -239,7 +231,7 @@ __global__ void __launch_bounds__(Shape<kFeatures>::kMaxThreads, Shape<kFeatures
                     sections + (l & 1) * step.staged_words);
     }
     load_tile<kFeatures>(step, first_slot, count, layers[step.first_layer].inputs, in);
-    finish_staging();
+    finish_copies();
     __syncthreads();
     uint32_t active = 0;
     int64_t width = 0;
@@ -260,7 +252,7 @@ __global__ void __launch_bounds__(Shape<kFeatures>::kMaxThreads, Shape<kFeatures
       }
       mine = __reduce_or_sync(0xFFFFFFFFu, mine);
       if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
-      finish_staging();
+      finish_copies();
       __syncthreads();
       active = *word & used;
       if (threadIdx.x == 0) {
