@@ -94,21 +94,22 @@ __device__ __forceinline__ void accumulate(const PlanRun& run, const Unit& unit,
   const int64_t first_chunk = static_cast<int64_t>(unit.slice) * chunks + unit.lane;
   const float shared_value = static_cast<float>(run.value);
   const int group_outputs = static_cast<int>(run.group_outputs);
-  auto load_chunk = [&](int chunk) {
-    return words.template load<Chunk>(run.index_offset, first_chunk + static_cast<int64_t>(chunk) * unit.width);
+  int64_t next_chunk = first_chunk;
+  auto load_chunk = [&] {
+    const Chunk chunk = words.template load<Chunk>(run.index_offset, next_chunk);
+    next_chunk += unit.width;
+    return chunk;
   };
   auto load_features = [&](const Chunk& indices, float (&features)[kEdgeChunk][kVector]) {
 #pragma unroll
     for (int edge = 0; edge < kEdgeChunk; ++edge) load(index_of(indices, edge), features[edge]);
   };
-  auto multiply = [&](int chunk, const float (&features)[kEdgeChunk][kVector]) {
-    const int64_t first_edge = (first_chunk + static_cast<int64_t>(chunk) * unit.width) * kEdgeChunk;
+  int64_t next_value = first_chunk * kEdgeChunk * group_outputs + unit.first_output;
+  auto multiply = [&](const float (&features)[kEdgeChunk][kVector]) {
 #pragma unroll
     for (int edge = 0; edge < kEdgeChunk; ++edge) {
       float values[kOutputs];
-      if constexpr (kStored) {
-        load_values(words, run.value_offset, (first_edge + edge) * group_outputs + unit.first_output, values);
-      }
+      if constexpr (kStored) load_values(words, run.value_offset, next_value + edge * group_outputs, values);
 #pragma unroll
       for (int r = 0; r < kOutputs; ++r) {
 #pragma unroll
@@ -117,31 +118,32 @@ __device__ __forceinline__ void accumulate(const PlanRun& run, const Unit& unit,
         }
       }
     }
+    next_value += static_cast<int64_t>(unit.width * kEdgeChunk * group_outputs);
   };
-  Chunk next = load_chunk(0);
+  Chunk next = load_chunk();
   if constexpr (!kAhead) {
     for (int chunk = 0; chunk < chunks; ++chunk) {
       float x[kEdgeChunk][kVector];
       load_features(next, x);
-      if (chunk + 1 < chunks) next = load_chunk(chunk + 1);
-      multiply(chunk, x);
+      if (chunk + 1 < chunks) next = load_chunk();
+      multiply(x);
     }
   } else {
     float x[2][kEdgeChunk][kVector];
     load_features(next, x[0]);
-    if (chunks > 1) next = load_chunk(1);
+    if (chunks > 1) next = load_chunk();
     int chunk = 0;
     for (; chunk + 2 <= chunks; chunk += 2) {
       load_features(next, x[1]);
-      if (chunk + 2 < chunks) next = load_chunk(chunk + 2);
-      multiply(chunk, x[0]);
+      if (chunk + 2 < chunks) next = load_chunk();
+      multiply(x[0]);
       if (chunk + 2 < chunks) {
         load_features(next, x[0]);
-        if (chunk + 3 < chunks) next = load_chunk(chunk + 3);
+        if (chunk + 3 < chunks) next = load_chunk();
       }
-      multiply(chunk + 1, x[1]);
+      multiply(x[1]);
     }
-    if (chunk < chunks) multiply(chunk, x[0]);
+    if (chunk < chunks) multiply(x[0]);
   }
 }
 
@@ -177,9 +179,18 @@ __device__ __forceinline__ uint32_t clip_all(float (&sums)[kOutputs][kVector], f
   return active;
 }
 
-// Calls body(integral constant) with the number of outputs that a unit of the run takes: at most 16, for at 32 the
-// sums of four features would not fit the registers.
-template <typename Body>
+// Outputs of a group that a unit of work takes at most: the sums of four features, and the values where they are
+// stored, are to fit the registers.
+template <bool kStored>
+constexpr int kMostOutputs = kStored ? 8 : 16;
+
+inline int outputs_of_unit(const PlanRun& run) {
+  const int most = run.value_offset < 0 ? kMostOutputs<false> : kMostOutputs<true>;
+  return run.group_outputs < most ? static_cast<int>(run.group_outputs) : most;
+}
+
+// Calls body(integral constant) with the number of outputs that a unit of the run takes.
+template <bool kStored, typename Body>
 __device__ __forceinline__ void dispatch_outputs(int64_t group_outputs, const Body& body) {
   switch (group_outputs) {
     case 1:
@@ -191,10 +202,8 @@ __device__ __forceinline__ void dispatch_outputs(int64_t group_outputs, const Bo
     case 8:
       return body(std::integral_constant<int, 8>{});
     default:
-      return body(std::integral_constant<int, 16>{});
+      return body(std::integral_constant<int, kMostOutputs<kStored>>{});
   }
 }
-
-inline int outputs_of_unit(int64_t group_outputs) { return group_outputs < 16 ? static_cast<int>(group_outputs) : 16; }
 
 }  // namespace spdnn::cuda

@@ -107,7 +107,7 @@ cudaError_t launch(const GroupedStep& step, const RunArguments& arguments, cudaS
 
 template <bool kStored, typename Index>
 cudaError_t launch_run(const GroupedStep& step, const RunArguments& arguments, cudaStream_t stream) {
-  switch (outputs_of_unit(arguments.run.group_outputs)) {
+  switch (outputs_of_unit(arguments.run)) {
     case 1:
       return launch<1, kStored, Index>(step, arguments, stream);
     case 2:
@@ -117,7 +117,7 @@ cudaError_t launch_run(const GroupedStep& step, const RunArguments& arguments, c
     case 8:
       return launch<8, kStored, Index>(step, arguments, stream);
     default:
-      return launch<16, kStored, Index>(step, arguments, stream);
+      return launch<kMostOutputs<kStored>, kStored, Index>(step, arguments, stream);
   }
 }
 

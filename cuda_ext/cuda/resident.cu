@@ -103,11 +103,17 @@ __device__ __forceinline__ uint32_t compute_layer(const StagedLayer& staged, con
   const PlanLayer& layer = staged.layer;
   for (int r = 0; r < static_cast<int>(layer.runs); ++r) {
     const PlanRun& run = r < kStagedRuns ? staged.runs[r] : runs[layer.first_run + r];
-    dispatch_outputs(run.group_outputs, [&](auto outputs) {
-      constexpr int kOutputs = decltype(outputs)::value;
-      active |= run.value_offset < 0 ? compute_run<kFeatures, kOutputs, false>(layer, run, words, cap, in, out)
-                                     : compute_run<kFeatures, kOutputs, true>(layer, run, words, cap, in, out);
-    });
+    const auto compute = [&](auto stored) {
+      constexpr bool kStored = decltype(stored)::value;
+      dispatch_outputs<kStored>(run.group_outputs, [&](auto outputs) {
+        active |= compute_run<kFeatures, decltype(outputs)::value, kStored>(layer, run, words, cap, in, out);
+      });
+    };
+    if (run.value_offset < 0) {
+      compute(std::false_type{});
+    } else {
+      compute(std::true_type{});
+    }
   }
   return active;
 }
@@ -284,7 +290,7 @@ cudaError_t launch(ResidentStep step, const PlanView& plan, cudaStream_t stream)
     words = std::max(words, plan.layers[l].words);
     for (int64_t r = 0; r < plan.layers[l].runs; ++r) {
       const PlanRun& run = plan.runs[plan.layers[l].first_run + r];
-      units = std::max(units, run.groups * (run.group_outputs / outputs_of_unit(run.group_outputs)));
+      units = std::max(units, run.groups * (run.group_outputs / outputs_of_unit(run)));
     }
   }
   const int64_t wanted = (units * Shape<kFeatures>::kLanes + 31) / 32 * 32;
