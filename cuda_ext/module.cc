@@ -129,8 +129,7 @@ nb::object take_simplified(Simplifier& simplifier) {
                         to_numpy(std::move(layer.values)), to_numpy(std::move(layer.bias)), layer.origin);
 }
 
-Vector<uint32_t> finish(PlanBuilder& builder, std::optional<Array<int32_t>> expansion,
-                                                     bool merge_features) {
+Vector<uint32_t> finish(PlanBuilder& builder, std::optional<Array<int32_t>> expansion, bool merge_features) {
   Simplification simplification;
   simplification.neurons = expansion.has_value();
   if (expansion) simplification.expansion.assign(expansion->data(), expansion->data() + expansion->shape(0));
@@ -176,6 +175,8 @@ NB_MODULE(_core, module) {
   module.attr("PLAN_VERSION") = kPlanVersion;
   module.attr("SLICE_GROUPS") = kSliceGroups;
   module.attr("EDGE_CHUNK") = kEdgeChunk;
+  module.attr("STAGED_ROWS") = kStagedRows;
+  module.attr("STAGED_INPUTS") = kStagedInputs;
   module.attr("WORD_ALIGNMENT") = spdnn::kWordAlignment;
   module.def("header_fields", &header_fields);
   module.def("layer_fields", &layer_fields);
@@ -190,7 +191,12 @@ NB_MODULE(_core, module) {
     return handlers;
   });
   nb::class_<PlanBuilder>(module, "PlanBuilder")
-      .def(nb::init<double, int>(), nb::arg("cap"), nb::arg("threads"))
+      .def(
+          "__init__",
+          [](PlanBuilder* builder, double cap, int threads, double staged_below, int64_t staged_wider_than) {
+            new (builder) PlanBuilder(cap, threads, StagedRule{staged_below, staged_wider_than});
+          },
+          nb::arg("cap"), nb::arg("threads"), nb::arg("staged_below"), nb::arg("staged_wider_than"))
       .def("add", &add_to_plan, nb::arg("inputs"), nb::arg("indptr"), nb::arg("indices"), nb::arg("values"),
            nb::arg("bias"), nb::arg("origin").none() = nb::none())
       .def("finish", &finish, nb::arg("expansion").none() = nb::none(), nb::arg("merge_features") = false);

@@ -8,6 +8,8 @@
 #include <string>
 #include <utility>
 
+#include "staged_sections.h"
+
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -29,11 +31,10 @@ struct LayerOrder {
   std::vector<Run> runs;
   std::vector<int32_t> members;  // output neurons, the members of a group side by side
   std::vector<int32_t> slot_of;  // slot of each output neuron
+  bool is_staged = false;        // the layer gets staged sections
 };
 
 namespace {
-
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Padded row length. Coarser for long rows, so that a layer of many different lengths has few runs: at most one
 // eighth of the edges is padding beyond the multiple of 4.
@@ -56,14 +57,17 @@ struct Row {
 // Finds the sets of outputs with the same inputs, orders them, and deals them out into runs.
 class Grouping {
  public:
-  explicit Grouping(const LayerArrays& layer) : layer_(layer) {}
+  Grouping(const LayerArrays& layer, const StagedRule& staged_rule) : layer_(layer), staged_rule_(staged_rule) {}
 
   std::shared_ptr<const LayerOrder> order() {
     find_sets();
     sort_sets();
+    is_staged_ = wants_stages();
+    if (is_staged_) sort_by_similarity();
     auto order = std::make_shared<LayerOrder>();
     deal_into_runs(*order);
     number_slots(*order);
+    order->is_staged = is_staged_;
     return order;
   }
 
@@ -133,6 +137,56 @@ class Grouping {
     });
   }
 
+  // Sets stand for groups here: a set of more than 32 outputs, which is several groups, changes nothing.
+  bool wants_stages() const {
+    return std::max(layer_.inputs, layer_.outputs) > staged_rule_.wider_than &&
+           static_cast<double>(layer_.outputs) < staged_rule_.below_outputs * static_cast<double>(sets_.size());
+  }
+
+  // Blocks of outputs that read the same inputs have small footprints. Leading inputs tell where inputs are numbered by
+  // place; signatures of hashes tell whatever their numbers. The order with the smaller footprints stays.
+  void sort_by_similarity() {
+    const int64_t footprint = footprint_of_blocks();
+    const std::vector<Set> by_place = sets_;
+    for (Set& set : sets_) set.leading_inputs = signature(members_[set.first_member]);
+    sort_sets();
+    if (footprint_of_blocks() >= footprint) sets_ = by_place;
+  }
+
+  // The two smallest hashes of the row's inputs: rows that share many inputs likely share these (min-hashing).
+  uint64_t signature(int32_t row) const {
+    uint32_t first = UINT32_MAX, second = UINT32_MAX;
+    for (int64_t edge = layer_.indptr[row]; edge < layer_.indptr[row + 1]; ++edge) {
+      uint32_t hash = static_cast<uint32_t>(layer_.indices[edge]) * 0x9E3779B1u;
+      hash = (hash ^ hash >> 15) * 0x85EBCA77u;
+      hash ^= hash >> 13;
+      if (hash < first) {
+        second = first;
+        first = hash;
+      } else if (hash < second) {
+        second = hash;
+      }
+    }
+    return static_cast<uint64_t>(first) << 32 | second;
+  }
+
+  // Distinct inputs of each block of outputs, all blocks together.
+  int64_t footprint_of_blocks() const {
+    std::vector<int64_t> last_block(layer_.inputs, -1);
+    int64_t footprint = 0, rows = 0;
+    for (const Set& set : sets_) {
+      const int32_t row = members_[set.first_member];
+      const int64_t block = rows / kStagedRows;
+      rows += set.members;
+      for (int64_t edge = layer_.indptr[row]; edge < layer_.indptr[row + 1]; ++edge) {
+        int64_t& last = last_block[layer_.indices[edge]];
+        footprint += last != block;
+        last = block;
+      }
+    }
+    return footprint;
+  }
+
   // A set of 13 outputs becomes groups of 8, 4 and 1: no output is padded.
   void deal_into_runs(LayerOrder& order) {
     std::map<std::pair<int64_t, int64_t>, LayerOrder::Run> runs;  // by (-outputs of a group, edges): large groups first
@@ -175,6 +229,8 @@ class Grouping {
   }
 
   const LayerArrays& layer_;
+  const StagedRule& staged_rule_;
+  bool is_staged_ = false;
   std::vector<int32_t> members_;
   std::vector<Set> sets_;
 };
@@ -202,6 +258,7 @@ class Emission {
     single_valued_ = all_equal(layer_.values, layer_.value_count);
     for (const LayerOrder::Run& run : order_.runs) emit(run);
     emit_bias();
+    emit_staged();
     return std::move(built_);
   }
 
@@ -288,6 +345,19 @@ class Emission {
     for (int64_t output = 0; output < record.outputs; ++output) bias[order_.slot_of[output]] = layer_.bias[output];
   }
 
+  void emit_staged() {
+    PlanLayer& record = built_.layer;
+    record.staged_offset = record.stage_offset = -1;
+    if (!order_.is_staged) return;
+    const StagedSections sections = build_staged_sections(layer_, order_.slot_of, input_slot_, single_valued_);
+    record.staged_offset = reserve(static_cast<int64_t>(sections.words.size()) * 4);
+    record.stage_offset = record.staged_offset + sections.records_offset;
+    record.stages = sections.stages;
+    record.staged_single_valued = single_valued_;
+    record.staged_value = single_valued_ && layer_.value_count > 0 ? layer_.values[0] : 0.0f;
+    std::copy(sections.words.begin(), sections.words.end(), built_.words.begin() + record.staged_offset);
+  }
+
   const LayerArrays& layer_;
   const LayerOrigin& origin_;
   const LayerOrder& order_;
@@ -298,12 +368,12 @@ class Emission {
 
 using Order = std::shared_ptr<const LayerOrder>;
 
-BuiltLayer build_layer(LayerArrays layer, LayerOrigin origin, int64_t number, std::promise<Order> order_promise,
-                       std::shared_future<Order> input_order) {
+BuiltLayer build_layer(LayerArrays layer, LayerOrigin origin, int64_t number, StagedRule staged_rule,
+                       std::promise<Order> order_promise, std::shared_future<Order> input_order) {
   Order order;
   try {
     check_layer(layer, number);
-    order = Grouping(layer).order();
+    order = Grouping(layer, staged_rule).order();
     order_promise.set_value(order);
   } catch (...) {
     order_promise.set_exception(std::current_exception());
@@ -315,7 +385,8 @@ BuiltLayer build_layer(LayerArrays layer, LayerOrigin origin, int64_t number, st
 
 }  // namespace
 
-PlanBuilder::PlanBuilder(double cap, int threads) : cap_(cap), threads_(std::max(threads, 1)) {}
+PlanBuilder::PlanBuilder(double cap, int threads, const StagedRule& staged_rule)
+    : cap_(cap), threads_(std::max(threads, 1)), staged_rule_(staged_rule) {}
 
 PlanBuilder::~PlanBuilder() = default;
 
@@ -327,7 +398,7 @@ void PlanBuilder::add(const LayerArrays& layer, const LayerOrigin& origin, std::
   std::promise<Order> order_promise;
   std::shared_future<Order> order = order_promise.get_future().share();
   in_work_.push_back({std::move(owner), std::async(std::launch::async, build_layer, layer, origin, layer_count_,
-                                                   std::move(order_promise), last_order_)});
+                                                   staged_rule_, std::move(order_promise), last_order_)});
   last_order_ = order;
 }
 
@@ -369,7 +440,9 @@ int64_t PlanBuilder::finish(const Simplification& simplification) {
     built.layer.next_words = l + 1 < built_.size() ? static_cast<int64_t>(built_[l + 1].words.size()) : 0;
     built.layer.first_run = first_run;
     first_run += built.layer.runs;
-    if (built.layer.bias_offset >= 0) built.layer.bias_offset += words;
+    for (int64_t* offset : {&built.layer.bias_offset, &built.layer.staged_offset, &built.layer.stage_offset}) {
+      if (*offset >= 0) *offset += words;
+    }
     for (PlanRun& run : built.runs) {
       run.index_offset += words;
       if (run.value_offset >= 0) run.value_offset += words;

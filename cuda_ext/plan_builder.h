@@ -21,6 +21,12 @@ struct Simplification {
   std::vector<int32_t> expansion;  // output of the last layer that holds each original output, where `neurons`
 };
 
+// Which layers get staged sections (spdnn_layout.h).
+struct StagedRule {
+  double below_outputs = 0;  // those with fewer outputs in a row group, on average ...
+  int64_t wider_than = 0;    // ... and more inputs or outputs than this
+};
+
 struct BuiltLayer {
   PlanLayer layer{};          // first_run, prunable and offsets still relative to the layer
   std::vector<PlanRun> runs;  // offsets relative to `words`
@@ -32,7 +38,7 @@ struct BuiltLayer {
 class PlanBuilder {
  public:
   // `threads` layers are worked on at a time.
-  PlanBuilder(double cap, int threads);
+  PlanBuilder(double cap, int threads, const StagedRule& staged_rule);
   PlanBuilder(const PlanBuilder&) = delete;
   PlanBuilder& operator=(const PlanBuilder&) = delete;
   ~PlanBuilder();
@@ -58,6 +64,7 @@ class PlanBuilder {
 
   double cap_;
   size_t threads_;
+  StagedRule staged_rule_;
   std::vector<int32_t> expansion_;  // as in Simplification
   int64_t layer_count_ = 0;
   int64_t last_outputs_ = -1;

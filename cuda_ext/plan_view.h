@@ -33,6 +33,8 @@ inline bool section_inside(int64_t offset, int64_t size, int64_t begin, int64_t 
   return offset >= begin && offset % kWordAlignment == 0 && size >= 0 && size <= room && offset - begin <= room - size;
 }
 
+inline constexpr int64_t kStageWords = sizeof(StagedStage) / sizeof(uint32_t);
+
 // Checks the records of layer l: that it goes on where the layer before ends, and that its sections lie inside the
 // plan. Sizes are bounded before they are multiplied. Returns what is wrong, or null.
 inline const char* check_layer(const PlanView& plan, int64_t l, int64_t words) {
@@ -55,6 +57,13 @@ inline const char* check_layer(const PlanView& plan, int64_t l, int64_t words) {
     return section_inside(offset, size, layer.first_word, layer.words);
   };
   if (layer.bias_offset >= 0 && !inside(layer.bias_offset, layer.outputs)) return "a bias lies outside the plan";
+  if (layer.staged_offset >= 0) {
+    const int64_t blocks = (layer.outputs + kStagedRows - 1) / kStagedRows;
+    if (layer.stages < 0 || layer.stages > layer.words || !inside(layer.staged_offset, blocks + 1) ||
+        !inside(layer.stage_offset, layer.stages * kStageWords)) {
+      return "a layer's stages lie outside the plan";
+    }
+  }
   if (layer.index_bits != 16 && layer.index_bits != 32) return "a layer's indices have an unknown width";
   if (layer.runs < 0 || layer.first_run != (before ? before->first_run + before->runs : 0) ||
       layer.first_run > header.runs - layer.runs) {

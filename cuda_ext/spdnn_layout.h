@@ -16,6 +16,12 @@
 //   value of edge e, output r of group g   at element (((e / 4) * width + g) * 4 + e % 4) * group_outputs + r
 //   slot (output position) of output r of group g   = r * width + g
 //
+// A layer of outputs that share no inputs may have *staged* sections, too, for the CUDA kernels of that family: the
+// same edges once more, as section III of arXiv 2007.14152 lays them out. A *block* is kStagedRows outputs that lie
+// side by side. Its footprint, the inputs that it reads, is cut into *stages* that fit into shared memory. The staged
+// sections begin with the number of each block's first stage, uint32[blocks + 1]; then come the StagedStage records,
+// and what they point to.
+//
 // Between layers neurons stand in slot order: the indices of a layer name slots of the layer before, and only after
 // the last layer is the original order restored, through the section at `slot_offset`. Where equal neurons were merged,
 // several outputs of the original network name one slot there; the last layer may then have fewer outputs than the
@@ -26,11 +32,16 @@
 
 namespace spdnn {
 
-inline constexpr int64_t kPlanVersion = 2;
+inline constexpr int64_t kPlanVersion = 3;
 inline constexpr int kSliceGroups = 32;      // groups in a slice: the lanes of a warp
 inline constexpr int kEdgeChunk = 4;         // edges of one group that lie together
 inline constexpr int kMaxGroupOutputs = 32;  // outputs in a group, at most
 inline constexpr int64_t kWordAlignment = 4;
+
+inline constexpr int kStagedRows = 512;    // outputs of a block
+inline constexpr int kStagedInputs = 768;  // inputs of a stage, at most: 96 KiB of shared memory for 32 features
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 #define SPDNN_HEADER_FIELDS(FIELD)                                                     \
   FIELD(int64_t, version)        /* kPlanVersion */                                    \
@@ -60,7 +71,12 @@ inline constexpr int64_t kWordAlignment = 4;
   FIELD(int64_t, multiplied_edges) /* edges of the simplified layer, without padding */      \
   FIELD(int64_t, merged)           /* these three as in LayerOrigin */                       \
   FIELD(int64_t, constant)                                                                   \
-  FIELD(int64_t, unread)
+  FIELD(int64_t, unread)                                                                     \
+  FIELD(int64_t, staged_offset) /* where the staged sections begin; -1: there are none */    \
+  FIELD(int64_t, stage_offset)  /* StagedStage[stages] */                                    \
+  FIELD(int64_t, stages)                                                                     \
+  FIELD(int64_t, staged_single_valued) /* 1: `staged_value` for all edges */                 \
+  FIELD(double, staged_value)
 
 #define SPDNN_RUN_FIELDS(FIELD)                                                      \
   FIELD(int64_t, group_outputs) /* outputs of each group: 1, 2, 4, 8, 16 or 32 */    \
@@ -86,5 +102,16 @@ struct PlanRun {
 };
 
 #undef SPDNN_DECLARE_FIELD
+
+// One stage of a block. Offsets are counted in words from the layer's `staged_offset`. A chunk is kEdgeChunk edges of
+// one row. The edges of a row keep the order of their inputs' slots, through the stages.
+struct StagedStage {
+  uint32_t map_offset;    // uint32[map_count]: slots of the inputs, ascending
+  uint32_t map_count;     // kStagedInputs at most
+  uint32_t chunk_offset;  // uint32[kStagedRows + 1]: number of each row's first chunk; the last entry is their count
+  uint32_t index_offset;  // uint16[chunks][kEdgeChunk]: position in the map; kStagedInputs where there is no edge
+  uint32_t value_offset;  // float[chunks][kEdgeChunk], 0 where there is no edge; 0: the layer is single-valued
+  uint32_t unused[3];
+};
 
 }  // namespace spdnn

@@ -5,6 +5,8 @@ import numpy as np
 PLAN_VERSION: int
 SLICE_GROUPS: int
 EDGE_CHUNK: int
+STAGED_ROWS: int
+STAGED_INPUTS: int
 WORD_ALIGNMENT: int
 
 def header_fields() -> list[tuple[str, str]]: ...
@@ -52,7 +54,7 @@ class Simplifier:
     def expansion(self) -> np.ndarray: ...
 
 class PlanBuilder:
-    def __init__(self, cap: float, threads: int) -> None: ...
+    def __init__(self, cap: float, threads: int, staged_below: float, staged_wider_than: int) -> None: ...
     def add(
         self,
         inputs: int,

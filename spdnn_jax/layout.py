@@ -20,6 +20,7 @@ _WORD = 4  # bytes
 _NOT_SHAPE = (
     *("first_run", "first_word", "next_words", "prunable"),
     *("edges", "multiplied_edges", "merged", "constant", "unread"),
+    *("staged_offset", "stage_offset", "stages", "staged_single_valued", "staged_value"),
 )
 
 
@@ -140,7 +141,8 @@ def cut(words: np.ndarray, table: PlanTable, first: int, end: int) -> np.ndarray
     header["words"] = header["slot_offset"] + -(-slots.size // core.WORD_ALIGNMENT) * core.WORD_ALIGNMENT
     layers["first_run"] -= first_run
     layers["next_words"][-1] = 0
-    for offsets in (layers["first_word"], layers["bias_offset"], runs["index_offset"], runs["value_offset"]):
+    moving = [layers[name] for name in ("first_word", "bias_offset", "staged_offset", "stage_offset")]
+    for offsets in (*moving, runs["index_offset"], runs["value_offset"]):
         offsets[offsets >= 0] += moved
     part = np.zeros(header["words"], np.uint32)
     part[:table_words] = np.concatenate([np.atleast_1d(array).view(np.uint32) for array in (header, layers, runs)])

@@ -288,7 +288,13 @@ def build_plan(
     if compress not in COMPRESS:
         raise ValueError(f"compress must be one of {', '.join(COMPRESS)}; got {compress!r}")
     threads = threads or usable_cores()
-    builder = core.PlanBuilder(cap=np.inf if cap is None else cap, threads=threads)
+    staged_below, staged_wider_than = planner.staged_rule(kernel)
+    builder = core.PlanBuilder(
+        cap=np.inf if cap is None else cap,
+        threads=threads,
+        staged_below=staged_below,
+        staged_wider_than=staged_wider_than,
+    )
     if compress == "none":
         for count, layer in enumerate(layers, start=1):
             builder.add(**native_arrays(layer))

@@ -66,8 +66,7 @@ def profile_layers(
 
 
 def _families(plan: Plan) -> list[str]:
-    steps = planner.schedule(plan.table, plan.kernel).steps
-    return [step.family for step in steps for _ in range(step.first, step.end)]
+    return list(planner.schedule(plan.table, plan.kernel).families)
 
 
 def _seconds(part: Plan, y: jax.Array, path: ops.Backend) -> float:

@@ -36,37 +36,34 @@ __device__ int exclusive_sum(int value, int* total) {
   return before + sum - value;
 }
 
-// One block: the lists are short beside a layer's work, and their order does not depend on the run.
+// One block: the lists are short beside a layer's work, and their order does not depend on the run. A list may be
+// written over itself: what stays moves forward, and a chunk is read before its places are written.
 __global__ void __launch_bounds__(kActivityThreads) activity_kernel(const __grid_constant__ ActivityStep step) {
-  const int64_t count = *step.count;
-  int64_t active = 0, kept = 0;
+  const int64_t count = step.count ? *step.count : step.features;
+  int64_t kept = 0;
+  int active = 0;
   for (int64_t first = 0; first < count; first += kActivityThreads) {
-    const int64_t slot = first + threadIdx.x;
-    const bool in_work = slot < count;
-    const bool flag = in_work && step.flags[slot];
-    const int32_t id = in_work ? step.ids[slot] : 0;
+    const int64_t place = first + threadIdx.x;
+    const bool in_work = place < count;
+    const bool flag = in_work && step.flags[place];
+    const int32_t id = in_work && step.ids ? step.ids[place] : static_cast<int32_t>(place);
+    const int32_t slot = in_work && step.slots ? step.slots[place] : static_cast<int32_t>(place);
     const bool keep = in_work && (flag || !step.prunable);
     int chunk_kept = 0;
     const int64_t target = kept + exclusive_sum(keep, &chunk_kept);
     if (keep) {
-      step.next_slots[target] = static_cast<int32_t>(slot);
+      step.next_slots[target] = slot;
       step.next_ids[target] = id;
     }
-    if (in_work) step.flags[slot] = 0;
+    if (in_work) step.flags[place] = 0;
     if (flag && step.alive) step.alive[id] = true;
-    active += __syncthreads_count(flag);
+    if (flag) active += step.members ? step.members[id] : 1;
     kept += chunk_kept;
   }
-  if (threadIdx.x == 0) {
-    *step.next_count = static_cast<int32_t>(kept);
-    if (step.active) *step.active = static_cast<int32_t>(active);
-  }
-}
-
-__global__ void start_kernel(int64_t features, int32_t* slots, int32_t* ids, int32_t* count) {
-  const int64_t slot = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (slot == 0) *count = static_cast<int32_t>(features);
-  if (slot < features) slots[slot] = ids[slot] = static_cast<int32_t>(slot);
+  if (threadIdx.x == 0) *step.next_count = static_cast<int32_t>(kept);
+  if (!step.active) return;
+  active = __reduce_add_sync(0xFFFFFFFFu, active);
+  if (threadIdx.x % 32 == 0 && active) atomicAdd(step.active, active);
 }
 
 __global__ void __launch_bounds__(kTile* kTransposeRows)
@@ -93,7 +90,7 @@ __global__ void __launch_bounds__(kTile* kTransposeRows)
 __global__ void __launch_bounds__(kTile* kTransposeRows) write_output_kernel(const __grid_constant__ OutputStep step) {
   __shared__ float square[kTile][kTile + 1];
   const int64_t first_output = static_cast<int64_t>(blockIdx.x) * kTile;
-  const int64_t count = *step.count;
+  const int64_t count = step.count ? *step.count : step.features;
   for (int64_t tile = blockIdx.y; tile * kTile < count; tile += gridDim.y) {
     const int64_t slot = tile * kTile + threadIdx.x;
     for (int row = threadIdx.y; row < kTile; row += kTransposeRows) {
@@ -105,7 +102,8 @@ __global__ void __launch_bounds__(kTile* kTransposeRows) write_output_kernel(con
     for (int row = threadIdx.y; row < kTile; row += kTransposeRows) {
       const int64_t row_slot = tile * kTile + row, output = first_output + threadIdx.x;
       if (row_slot < count && output < step.outputs) {
-        step.activations[step.ids[row_slot] * step.outputs + output] = square[threadIdx.x][row];
+        const int64_t id = step.ids ? step.ids[row_slot] : row_slot;
+        step.activations[id * step.outputs + output] = square[threadIdx.x][row];
       }
     }
     __syncthreads();
@@ -122,13 +120,6 @@ dim3 transpose_grid(int64_t features, int64_t neurons) {
 
 cudaError_t launch_activity(const ActivityStep& step, cudaStream_t stream) {
   activity_kernel<<<1, kActivityThreads, 0, stream>>>(step);
-  return cudaGetLastError();
-}
-
-cudaError_t launch_start(int64_t features, int32_t* slots, int32_t* ids, int32_t* count, cudaStream_t stream) {
-  constexpr int kThreads = 256;
-  start_kernel<<<static_cast<unsigned>((features + kThreads - 1) / kThreads), kThreads, 0, stream>>>(features, slots,
-                                                                                                     ids, count);
   return cudaGetLastError();
 }
 

@@ -41,7 +41,7 @@ struct Direct {
 };
 
 template <int kOutputs, bool kStored, typename Index, typename Load>
-__device__ __forceinline__ void compute_unit(const GroupedStep& step, const RunArguments& arguments, const Unit& unit,
+__device__ __forceinline__ void compute_unit(const LayerStep& step, const RunArguments& arguments, const Unit& unit,
                                              int64_t slot, int64_t count, Load load) {
   const PlanRun& run = arguments.run;
   const GlobalWords words{step.words};
@@ -64,10 +64,10 @@ __device__ __forceinline__ void compute_unit(const GroupedStep& step, const RunA
 // Work items count through the units of a panel of features first, so that the panel's input stays in the L2 cache.
 template <int kOutputs, bool kStored, typename Index>
 __global__ void __launch_bounds__(kThreads, 2)
-    grouped_kernel(const __grid_constant__ GroupedStep step, const __grid_constant__ RunArguments arguments) {
+    grouped_kernel(const __grid_constant__ LayerStep step, const __grid_constant__ RunArguments arguments) {
   const PlanRun& run = arguments.run;
-  const int64_t count = *step.count;
-  const bool gathered = *step.source_count != count;
+  const int64_t count = step.features_in_work();
+  const bool gathered = step.is_scattered(count);
   const int64_t units = run.groups * (run.group_outputs / kOutputs);
   const int64_t blocks_per_panel = (units + kWarps - 1) / kWarps;
   const int64_t panels = (count + kPanel - 1) / kPanel;
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 }
 
 template <int kOutputs, bool kStored, typename Index>
-cudaError_t launch(const GroupedStep& step, const RunArguments& arguments, cudaStream_t stream) {
+cudaError_t launch(const LayerStep& step, const RunArguments& arguments, cudaStream_t stream) {
   const auto kernel = grouped_kernel<kOutputs, kStored, Index>;
   int64_t resident_blocks = 0;
   if (const cudaError_t error = resident_block_count(kernel, kThreads, 0, &resident_blocks); error != cudaSuccess) {
@@ -106,7 +106,7 @@ cudaError_t launch(const GroupedStep& step, const RunArguments& arguments, cudaS
 }
 
 template <bool kStored, typename Index>
-cudaError_t launch_run(const GroupedStep& step, const RunArguments& arguments, cudaStream_t stream) {
+cudaError_t launch_run(const LayerStep& step, const RunArguments& arguments, cudaStream_t stream) {
   switch (outputs_of_unit(arguments.run)) {
     case 1:
       return launch<1, kStored, Index>(step, arguments, stream);
@@ -123,7 +123,7 @@ cudaError_t launch_run(const GroupedStep& step, const RunArguments& arguments, c
 
 }  // namespace
 
-cudaError_t launch_grouped(const GroupedStep& step, const PlanLayer& layer, const PlanRun* runs, cudaStream_t stream) {
+cudaError_t launch_grouped(const LayerStep& step, const PlanLayer& layer, const PlanRun* runs, cudaStream_t stream) {
   for (int64_t r = 0; r < layer.runs; ++r) {
     const RunArguments arguments{layer, runs[layer.first_run + r]};
     const bool stored = arguments.run.value_offset >= 0, narrow = layer.index_bits == 16;

@@ -14,15 +14,25 @@ __device__ __forceinline__ float opaque(float value) {
   return value;
 }
 
-// Starts to copy 16 bytes from device memory to shared memory, past the registers.
+// Starts to copy 8 or 16 bytes from device memory to shared memory, past the registers.
+template <int kBytes>
 __device__ __forceinline__ void copy_async(void* target, const void* source) {
-  asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(target))),
-      "l"(source)
-      : "memory");
+  static_assert(kBytes == 8 || kBytes == 16, "the machine copies 8 or 16 bytes at a time");
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(target));
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(source) : "memory");
+  }
 }
 
-// Waits for the copies that this thread has started. A barrier makes those of all threads visible.
-__device__ __forceinline__ void finish_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Closes a group of copies: those that this thread has started since the last one.
+__device__ __forceinline__ void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for this thread's copies, but for those of the last kOpen groups. A barrier makes those of all threads visible.
+template <int kOpen>
+__device__ __forceinline__ void finish_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
+}
 
 }  // namespace spdnn::cuda

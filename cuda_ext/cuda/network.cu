@@ -1,9 +1,12 @@
 #include <algorithm>
 
 #include "activity.h"
+#include "equal_features.h"
 #include "grouped.h"
+#include "launch.h"
 #include "network.h"
 #include "resident.h"
+#include "staged.h"
 #include "tiles.cuh"
 
 namespace spdnn::cuda {
@@ -24,8 +27,9 @@ struct Workspace {
   float* tiles[2];
   int32_t* ids[2];
   int32_t* slots;
-  int32_t* counts;  // features in work before each layer, and after the last
+  int32_t* counts;  // features in work: before, and after each step
   uint8_t* flags;
+  FeatureClasses classes;  // only where the plan lets equal features be merged
 
   // Lays the arrays out from `base` on. Returns the bytes they take.
   int64_t lay_out(char* base, const PlanView& plan, int64_t features) {
@@ -38,37 +42,65 @@ struct Workspace {
     for (float*& buffer : tiles) take(buffer, tiled_floats(features, widest(plan, 0, plan.header->layers)));
     for (int32_t*& list : ids) take(list, padded);
     take(slots, padded);
-    take(counts, plan.header->layers + 1);
+    take(counts, count_of_counts(plan));
     take(flags, padded);
+    classes.table_places = plan.header->merge_features ? table_places(features) : 0;
+    const int64_t entries = plan.header->merge_features ? features : 0;
+    take(classes.hashes, entries);
+    take(classes.candidates, entries);
+    take(classes.table, classes.table_places);
+    take(classes.leader_of, entries);
+    take(classes.members, entries);
     return used;
   }
+
+  // A step has one layer at least, or follows one that has.
+  static int64_t count_of_counts(const PlanView& plan) { return 2 * plan.header->layers + 1; }
 };
 
 class Launcher {
  public:
   Launcher(const NetworkCall& call, cudaStream_t stream) : call_(call), stream_(stream) {
     workspace_.lay_out(static_cast<char*>(call.workspace), call.plan, call.features);
+    next_count_ = workspace_.counts;
   }
 
   cudaError_t run() {
     clear(call_.alive, call_.features);
     clear(call_.active, call_.plan.header->layers);
     clear(call_.activations, call_.features * call_.plan.header->outputs);
-    clear(workspace_.counts, call_.plan.header->layers + 1);
     if (call_.features == 0) return error_;
+    clear(workspace_.counts, Workspace::count_of_counts(call_.plan));
+    clear(workspace_.flags, call_.features);
+    const bool merges = call_.plan.header->merge_features;
+    if (merges) check(launch_start_classes(workspace_.classes, call_.features, stream_));
     for (int64_t s = 0; s < call_.steps && error_ == cudaSuccess; ++s) {
       const ScheduleStep& step = call_.schedule[s];
-      const bool last = s + 1 == call_.steps;
-      if (step.family == kResident) {
+      const bool last = step.end_layer == call_.plan.header->layers;
+      if (step.action == kEqualFeatures) {
+        find_equal_features(step.first_layer);
+      } else if (step.action == kResident) {
         run_resident(step, last);
       } else {
-        run_grouped(step.first_layer, last);
+        run_layer(step, last);
       }
+    }
+    if (merges) {
+      check(launch_expand(workspace_.classes, call_.features, call_.alive, call_.activations,
+                          call_.plan.header->outputs, stream_));
     }
     return error_;
   }
 
  private:
+  // The features in work, and where they stand. Null where nothing is to be said: see ActivityStep and LayerStep.
+  struct Features {
+    const int32_t* count = nullptr;
+    const int32_t* source_count = nullptr;
+    const int32_t* slots = nullptr;
+    const int32_t* ids = nullptr;
+  };
+
   template <typename T>
   void clear(T* array, int64_t count) {
     if (array && count > 0) check(cudaMemsetAsync(array, 0, count * sizeof(T), stream_));
@@ -82,7 +114,23 @@ class Launcher {
     return reinterpret_cast<const int32_t*>(call_.words + call_.plan.header->slot_offset);
   }
 
+  const int32_t* members() const { return call_.plan.header->merge_features ? workspace_.classes.members : nullptr; }
+
   float cap() const { return static_cast<float>(call_.plan.header->cap); }
+
+  float* source() const { return workspace_.tiles[tiles_]; }
+  float* target() const { return workspace_.tiles[1 - tiles_]; }
+  int32_t* next_ids() const { return workspace_.ids[1 - list_]; }
+
+  // After a step that wrote `target()`.
+  void flip_tiles() { tiles_ = 1 - tiles_; }
+
+  // After a step that wrote `next_ids()` and `next_count_`.
+  void flip_lists() {
+    list_ = 1 - list_;
+    now_.ids = workspace_.ids[list_];
+    now_.count = next_count_++;
+  }
 
   void run_resident(const ScheduleStep& schedule, bool last) {
     ResidentStep step{};
@@ -93,15 +141,14 @@ class Launcher {
     step.first_layer = static_cast<int>(schedule.first_layer);
     step.end_layer = static_cast<int>(schedule.end_layer);
     step.max_width = static_cast<int>(widest(call_.plan, schedule.first_layer, schedule.end_layer));
-    step.tile = resident_features(step.max_width);
     step.cap = cap();
     step.input = call_.input;
     step.features = call_.features;
-    if (schedule.first_layer > 0) {
-      step.source = workspace_.tiles[current_];
-      step.ids = workspace_.ids[current_];
-      step.count = workspace_.counts + schedule.first_layer;
-    }
+    step.source = schedule.first_layer > 0 ? source() : nullptr;
+    step.slots = now_.slots;
+    step.ids = now_.ids;
+    step.members = members();
+    step.count = now_.count;
     step.active = call_.active;
     if (last) {
       step.alive = call_.alive;
@@ -109,85 +156,134 @@ class Launcher {
       step.slot_of = slot_of();
       step.outputs = call_.plan.header->outputs;
     } else {
-      step.target = workspace_.tiles[1 - current_];
-      step.target_ids = workspace_.ids[1 - current_];
-      step.target_count = workspace_.counts + schedule.end_layer;
+      step.target = target();
+      step.target_ids = next_ids();
+      step.target_count = next_count_;
     }
     check(launch_resident(step, call_.plan, stream_));
-    current_ = 1 - current_;
+    flip_tiles();
+    flip_lists();
+    now_.slots = nullptr;
+    now_.source_count = now_.count;
   }
 
-  void run_grouped(int64_t l, bool last) {
-    if (l == 0) {
-      check(launch_read_input(call_.input, call_.features, workspace_.tiles[current_], stream_));
-      check(launch_start(call_.features, workspace_.slots, workspace_.ids[current_], workspace_.counts, stream_));
-    }
+  void run_layer(const ScheduleStep& schedule, bool last) {
+    const int64_t l = schedule.first_layer;
+    if (l == 0) check(launch_read_input(call_.input, call_.features, source(), stream_));
     const PlanLayer& layer = call_.plan.layers[l];
-    GroupedStep step{};
+    LayerStep step{};
     step.words = call_.words;
     step.cap = cap();
-    step.source = workspace_.tiles[current_];
-    step.slots = workspace_.slots;
-    step.count = workspace_.counts + l;
-    step.source_count = workspace_.counts + std::max<int64_t>(l - 1, 0);
-    step.target = workspace_.tiles[1 - current_];
+    step.source = source();
+    step.slots = now_.slots;
+    step.count = now_.count;
+    step.source_count = now_.source_count;
+    step.target = target();
     step.flags = workspace_.flags;
     step.features = call_.features;
-    if (l == 0) clear(workspace_.flags, call_.features);
-    check(launch_grouped(step, layer, call_.plan.runs, stream_));
-    ActivityStep activity{};
-    activity.flags = workspace_.flags;
-    activity.count = step.count;
-    activity.ids = workspace_.ids[current_];
-    activity.prunable = layer.prunable;
-    activity.next_slots = workspace_.slots;
-    activity.next_ids = workspace_.ids[1 - current_];
-    activity.next_count = workspace_.counts + l + 1;
+    if (schedule.action == kStaged) {
+      check(launch_staged(step, layer, stream_));
+    } else {
+      check(launch_grouped(step, layer, call_.plan.runs, stream_));
+    }
+    if (last && call_.activations) write_output(layer);
+    flip_tiles();
+    now_.slots = nullptr;  // in the target each feature stands at its own number
+    now_.source_count = now_.count;
+    ActivityStep activity = lists_after(layer.prunable);
     activity.active = call_.active ? call_.active + l : nullptr;
     activity.alive = last ? call_.alive : nullptr;
     check(launch_activity(activity, stream_));
-    if (last && call_.activations) {
-      OutputStep output{};
-      output.source = step.target;
-      output.width = layer.outputs;
-      output.outputs = call_.plan.header->outputs;
-      output.ids = workspace_.ids[current_];
-      output.count = step.count;
-      output.slot_of = slot_of();
-      output.activations = call_.activations;
-      output.features = call_.features;
-      check(launch_write_output(output, stream_));
-    }
-    current_ = 1 - current_;
+    now_.slots = workspace_.slots;
+    flip_lists();
+  }
+
+  ActivityStep lists_after(bool prunable) const {
+    ActivityStep activity{};
+    activity.flags = workspace_.flags;
+    activity.count = now_.count;
+    activity.features = call_.features;
+    activity.slots = now_.slots;
+    activity.ids = now_.ids;
+    activity.members = members();
+    activity.prunable = prunable;
+    activity.next_slots = workspace_.slots;
+    activity.next_ids = next_ids();
+    activity.next_count = next_count_;
+    return activity;
+  }
+
+  void write_output(const PlanLayer& layer) {
+    OutputStep output{};
+    output.source = target();
+    output.width = layer.outputs;
+    output.outputs = call_.plan.header->outputs;
+    output.ids = now_.ids;
+    output.count = now_.count;
+    output.slot_of = slot_of();
+    output.activations = call_.activations;
+    output.features = call_.features;
+    check(launch_write_output(output, stream_));
+  }
+
+  void find_equal_features(int64_t l) {
+    EqualStep step{};
+    step.classes = workspace_.classes;
+    step.source = source();
+    step.width = call_.plan.layers[l].inputs;
+    step.activity = lists_after(true);
+    check(launch_equal_features(step, stream_));
+    now_.slots = workspace_.slots;
+    flip_lists();
   }
 
   const NetworkCall& call_;
   cudaStream_t stream_;
   Workspace workspace_;
-  int current_ = 0;  // which of the arrays that exist twice the next step reads
+  Features now_;
+  int tiles_ = 0, list_ = 0;  // which of the arrays that exist twice the next step reads
+  int32_t* next_count_ = nullptr;
   cudaError_t error_ = cudaSuccess;
 };
+
+// `before`: the step before, or null.
+const char* check_step(const PlanView& plan, const ScheduleStep& step, const ScheduleStep* before,
+                       const DeviceLimits& limits) {
+  const int64_t layers = step.end_layer - step.first_layer;
+  if (step.first_layer != (before ? before->end_layer : 0) || layers < 0 || step.end_layer > plan.header->layers) {
+    return "the schedule's steps do not cover the layers in order";
+  }
+  switch (step.action) {
+    case kGrouped:
+      return layers == 1 ? nullptr : "a step of the grouped family has one layer";
+    case kStaged:
+      if (layers != 1) return "a step of the staged family has one layer";
+      return plan.layers[step.first_layer].staged_offset >= 0 ? nullptr : "a layer lacks the staged family's sections";
+    case kResident:
+      if (layers < 1) return "a step of the resident family has no layer";
+      if (resident_features(widest(plan, step.first_layer, step.end_layer), limits) > 0) return nullptr;
+      return "the schedule keeps layers resident that are too wide for shared memory: build the plan again";
+    case kEqualFeatures:
+      if (layers != 0 || !before || before->action == kEqualFeatures || step.end_layer == plan.header->layers) {
+        return "equal features can be looked for between layers only";
+      }
+      return plan.header->merge_features ? nullptr : "the plan does not let equal features be merged";
+    default:
+      return "the schedule holds an unknown step";
+  }
+}
 
 }  // namespace
 
 int64_t workspace_bytes(const PlanView& plan, int64_t features) { return Workspace{}.lay_out(nullptr, plan, features); }
 
 const char* check_schedule(const PlanView& plan, const ScheduleStep* schedule, int64_t steps) {
+  DeviceLimits limits;
+  if (read_device_limits(&limits) != cudaSuccess) return "the CUDA device does not answer";
   int64_t next_layer = 0;
   for (int64_t s = 0; s < steps; ++s) {
-    const ScheduleStep& step = schedule[s];
-    if (step.first_layer != next_layer || step.end_layer <= step.first_layer || step.end_layer > plan.header->layers) {
-      return "the schedule's steps do not cover the layers in order";
-    }
-    if (step.family == kResident) {
-      if (resident_features(widest(plan, step.first_layer, step.end_layer)) == 0) {
-        return "the schedule keeps layers resident that are too wide for shared memory: build the plan again";
-      }
-    } else if (step.family != kGrouped || step.end_layer != step.first_layer + 1) {
-      return "the schedule holds a malformed step";
-    }
-    if (s > 0 && step.family != schedule[0].family) return "the schedule mixes kernel families";
-    next_layer = step.end_layer;
+    if (const char* wrong = check_step(plan, schedule[s], s > 0 ? &schedule[s - 1] : nullptr, limits)) return wrong;
+    next_layer = schedule[s].end_layer;
   }
   return next_layer == plan.header->layers ? nullptr : "the schedule's steps do not cover the layers in order";
 }

@@ -10,15 +10,17 @@
 
 namespace spdnn::cuda {
 
-// A stretch of layers and the kernel family that runs it. `schedule` is made of these.
+// A stretch of layers and what is to be done there. `schedule` is made of these.
 struct ScheduleStep {
-  int64_t family;
+  int64_t action;
   int64_t first_layer;
   int64_t end_layer;
 };
 
-inline constexpr int64_t kGrouped = 1;   // one layer a step
-inline constexpr int64_t kResident = 2;  // all layers of the step in one launch
+inline constexpr int64_t kGrouped = 1;        // one layer a step
+inline constexpr int64_t kResident = 2;       // all layers of the step in one launch
+inline constexpr int64_t kStaged = 3;         // one layer a step
+inline constexpr int64_t kEqualFeatures = 4;  // no layer: looks for equal features, in plans that allow it
 
 struct NetworkCall {
   PlanView plan;                    // on the host
@@ -36,7 +38,7 @@ struct NetworkCall {
 // Bytes of workspace that a call needs.
 int64_t workspace_bytes(const PlanView& plan, int64_t features);
 
-// What is wrong with a schedule, or null.
+// What is wrong with a schedule, on the device at hand; or null.
 const char* check_schedule(const PlanView& plan, const ScheduleStep* schedule, int64_t steps);
 
 // Launches all steps. Returns the first launch error.

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "input.h"
+#include "launch.h"
 #include "plan_view.h"
 
 namespace spdnn::cuda {
@@ -17,15 +18,16 @@ struct ResidentStep {
   int64_t runs;
   int first_layer;
   int end_layer;
-  int tile;          // features of a block, as resident_features says
   int max_width;     // of all layers in the step, inputs and outputs
   int staged_words;  // room for a layer's sections in shared memory; layers that take more are read where they are
   float cap;
 
-  InputFeatures input;   // read where `source` is null
-  const float* source;   // tiles
-  const int32_t* ids;    // feature of each slot; null: the slot itself
-  const int32_t* count;  // slots in use; null: all features
+  InputFeatures input;     // read where `source` is null
+  const float* source;     // tiles
+  const int32_t* slots;    // slot in `source` of each feature in work; null: its own number
+  const int32_t* ids;      // feature in each place; null: its own number
+  const int32_t* members;  // how many features each one stands for; null: itself
+  const int32_t* count;    // features in work; null: all
   int64_t features;
 
   float* target;  // tiles; null after the last layer
@@ -39,7 +41,7 @@ struct ResidentStep {
 };
 
 // Features that a block had best hold for layers of this width: a power of two, or 0 where not even one fits.
-int resident_features(int64_t max_width);
+int resident_features(int64_t max_width, const DeviceLimits& limits);
 
 cudaError_t launch_resident(const ResidentStep& step, const PlanView& plan, cudaStream_t stream);
 
