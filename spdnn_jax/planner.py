@@ -27,8 +27,8 @@ STAGED_BELOW = 2.0
 """`auto` stages layers with fewer outputs in a row group, on average: from here on sharing a feature's reads pays."""
 
 _RESIDENT_ENDS = (3, 6, 10, 18)
-"""Layers after which resident launches end. Between launches dead features make room: early, while many die, a launch is
-short; then one launch runs to the end."""
+"""Layers after which resident launches end. Between launches dead features make room: early, while many die, a launch
+is short; then one launch runs to the end."""
 
 _LONGEST_STEP = 4096
 """Layers of one launch at most."""

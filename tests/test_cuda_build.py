@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spdnn_jax import _native, planner
+from spdnn_jax import _native
 
 FAMILIES = ("staged", "grouped", "resident")
 

@@ -61,7 +61,7 @@ __device__ __forceinline__ void add_stage(const StageSections& stage, float valu
                                           float (&sums)[kRows]) {
   const int lane = threadIdx.x % 32;
   const uint32_t* rows = stage.chunk_begin + threadIdx.x / 32 * kRows;
-  const uint32_t row_end = __ldg(rows + lane + 1);
+  const uint32_t row_end = __ldg(rows + min(lane, kRows - 1) + 1);  // lane r holds that of row r
   const uint32_t end = __shfl_sync(0xFFFFFFFFu, row_end, kRows - 1);
   uint32_t chunk = __ldg(rows);
   if (chunk == end) return;

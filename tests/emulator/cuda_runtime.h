@@ -1,0 +1,171 @@
+// Stands in for CUDA's header, so that g++ compiles the kernels and a processor runs them: block by block, each thread
+// of a block a fiber. See emulator.py.
+#pragma once
+
+#define __CUDACC__ 1
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __shared__ static
+#define __align__(bytes) alignas(bytes)
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <type_traits>
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the fiber that runs
+
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+// --- the host's side --------------------------------------------------------------------------------------------------
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin
+};
+
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  constexpr int kSharedBytes = 228 * 1024, kMultiprocessors = 2;  // an H100's; and few, so that blocks loop
+  *value = attribute == cudaDevAttrMultiProcessorCount ? kMultiprocessors
+           : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? kSharedBytes - 1024
+                                                                  : kSharedBytes;
+  return cudaSuccess;
+}
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+template <typename Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
+  return *blocks = 1, cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
+  return std::memset(target, value, bytes), cudaSuccess;
+}
+
+namespace emulator {
+
+void seed(uint64_t value);  // of the order in which fibers run between barriers
+
+void launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, const std::function<void()>& kernel);
+
+void* dynamic_shared();
+
+void block_barrier();
+
+// Each lane of the warp gives a word; returns those of all 32, when they have arrived.
+const uint64_t* exchange(uint64_t word);
+
+void start_copy(void* target, const void* source, int bytes);
+void close_copies();
+void finish_copies(int open_groups);
+
+template <typename T>
+T word_as(uint64_t word) {
+  T value;
+  std::memcpy(&value, &word, sizeof value);
+  return value;
+}
+
+template <typename T>
+uint64_t as_word(T value) {
+  uint64_t word = 0;
+  std::memcpy(&word, &value, sizeof value);
+  return word;
+}
+
+}  // namespace emulator
+
+// --- the device's side ------------------------------------------------------------------------------------------------
+
+template <typename A, typename B>
+std::common_type_t<A, B> min(A a, B b) {
+  return a < b ? a : b;
+}
+template <typename A, typename B>
+std::common_type_t<A, B> max(A a, B b) {
+  return a > b ? a : b;
+}
+
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}
+inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+inline uint32_t __float_as_uint(float value) { return emulator::word_as<uint32_t>(emulator::as_word(value)); }
+inline float __uint_as_float(uint32_t bits) { return emulator::word_as<float>(bits); }
+
+template <typename T>
+T atomicAdd(T* address, T value) {
+  const T old = *address;
+  *address += value;
+  return old;
+}
+template <typename T>
+T atomicOr(T* address, T value) {
+  const T old = *address;
+  *address |= value;
+  return old;
+}
+template <typename T>
+T atomicCAS(T* address, T expected, T value) {
+  const T old = *address;
+  if (old == expected) *address = value;
+  return old;
+}
+
+inline void __syncthreads() { emulator::block_barrier(); }
+
+template <typename T>
+T __shfl_sync(uint32_t, T value, int lane) {
+  return emulator::word_as<T>(emulator::exchange(emulator::as_word(value))[lane % 32]);
+}
+template <typename T>
+T __shfl_up_sync(uint32_t, T value, int distance) {
+  const int lane = (threadIdx.x + threadIdx.y * blockDim.x) % 32;
+  return emulator::word_as<T>(emulator::exchange(emulator::as_word(value))[std::max(lane - distance, 0)]);
+}
+template <typename T>
+T __reduce_add_sync(uint32_t, T value) {
+  const uint64_t* words = emulator::exchange(emulator::as_word(value));
+  T sum = 0;
+  for (int lane = 0; lane < 32; ++lane) sum += emulator::word_as<T>(words[lane]);
+  return sum;
+}
+inline uint32_t __reduce_or_sync(uint32_t, uint32_t value) {
+  const uint64_t* words = emulator::exchange(value);
+  uint32_t bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= static_cast<uint32_t>(words[lane]);
+  return bits;
+}
