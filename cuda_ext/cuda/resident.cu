@@ -238,7 +238,7 @@ __device__ void load_rows(const InputFeatures& input, int64_t first, int64_t cou
     if (feature >= count) {
       for (int k = 0; k < neurons; ++k) target[k * stride] = 0.0f;
     } else {
-      for_each_of_chunk(input, feature, first_neuron, neurons, [=](int k, float x) { target[k * stride] = x; });
+      for_each_of_chunk(input, feature, first_neuron, neurons, chunk, [=](int k, float x) { target[k * stride] = x; });
     }
   }
 }

@@ -11,11 +11,12 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
-constexpr int kRows = kStagedRows / kWarps;          // outputs of a warp
-constexpr int kPieces = kTile * sizeof(float) / 16;  // copies of 16 bytes that bring an input of 32 features
+constexpr int kRows = kStagedRows / kWarps;           // outputs of a warp
+constexpr int kLanes = 32;                            // features of a work item
+constexpr int kPieces = kLanes * sizeof(float) / 16;  // copies of 16 bytes that bring an input of 32 features
 
 // One input more than a stage has: padding edges read zeros there.
-constexpr int kBufferFloats = (kStagedInputs + 1) * kTile;
+constexpr int kBufferFloats = (kStagedInputs + 1) * kLanes;
 
 // The sections of a stage.
 struct StageSections {
@@ -41,7 +42,7 @@ __device__ __forceinline__ void load_stage(const StageSections& stage, const flo
   const int piece = threadIdx.x % kPieces;
   for (int k = threadIdx.x / kPieces; k < stage.map_count; k += kThreads / kPieces) {
     const int64_t neuron = __ldg(stage.map + k);
-    copy_async<16>(inputs + k * kTile + piece * 4, tile + neuron * kTile + piece * 4);
+    copy_async<16>(inputs + k * kLanes + piece * 4, tile + neuron * kTile + piece * 4);
   }
 }
 
@@ -50,7 +51,7 @@ __device__ __forceinline__ void load_scattered_stage(const StageSections& stage,
   const int lane = threadIdx.x % 32;
   for (int k = threadIdx.x / 32; k < stage.map_count; k += kWarps) {
     const int64_t neuron = __ldg(stage.map + k);
-    inputs[k * kTile + lane] = column ? __ldg(column + neuron * kTile) : 0.0f;
+    inputs[k * kLanes + lane] = column ? __ldg(column + neuron * kTile) : 0.0f;
   }
 }
 
@@ -74,7 +75,7 @@ __device__ __forceinline__ void add_stage(const StageSections& stage, float valu
     while (chunk < last) {
       float x[kEdgeChunk];
 #pragma unroll
-      for (int edge = 0; edge < kEdgeChunk; ++edge) x[edge] = column[index_of(indices, edge) * kTile];
+      for (int edge = 0; edge < kEdgeChunk; ++edge) x[edge] = column[index_of(indices, edge) * kLanes];
       sums[r] = fmaf(values.x, x[0], sums[r]);
       sums[r] = fmaf(values.y, x[1], sums[r]);
       sums[r] = fmaf(values.z, x[2], sums[r]);
@@ -87,8 +88,8 @@ __device__ __forceinline__ void add_stage(const StageSections& stage, float valu
   }
 }
 
-// A work item is a block of outputs times a tile of 32 features, a lane for each feature. Items count through the
-// blocks of a tile first, so that the tile stays in the L2 cache.
+// A work item is a block of outputs times 32 features, a lane for each feature. Items count through the blocks of the
+// same features first, so that those stay in the L2 cache.
 template <bool kStored>
 __global__ void __launch_bounds__(kThreads)
     staged_kernel(const __grid_constant__ LayerStep step, const __grid_constant__ PlanLayer layer, uint32_t buffers) {
@@ -98,17 +99,17 @@ __global__ void __launch_bounds__(kThreads)
   const uint32_t blocks = static_cast<uint32_t>((layer.outputs + kStagedRows - 1) / kStagedRows);
   const int64_t count = step.features_in_work();
   const bool scattered = step.is_scattered(count);
-  const uint32_t tiles = static_cast<uint32_t>((count + kTile - 1) / kTile);
-  if (warp < static_cast<int>(buffers)) inputs[warp * kBufferFloats + kStagedInputs * kTile + lane] = 0.0f;
+  const uint32_t tiles = static_cast<uint32_t>((count + kLanes - 1) / kLanes);
+  if (warp < static_cast<int>(buffers)) inputs[warp * kBufferFloats + kStagedInputs * kLanes + lane] = 0.0f;
   uint32_t tile = blockIdx.x / blocks, block = blockIdx.x % blocks;
   for (; tile < tiles; tile += gridDim.x / blocks, block += gridDim.x % blocks) {
     if (block >= blocks) {
       block -= blocks;
       if (++tile >= tiles) break;
     }
-    const int64_t place = static_cast<int64_t>(tile) * kTile + lane;
+    const int64_t place = static_cast<int64_t>(tile) * kLanes + lane;
     const int64_t first_slot = static_cast<int64_t>(block) * kStagedRows + warp * kRows;
-    const bool neighbours = !scattered && static_cast<int64_t>(tile + 1) * kTile <= count;
+    const bool neighbours = !scattered && static_cast<int64_t>(tile + 1) * kLanes <= count;
     const float* column = step.source + tiled_offset(place - lane, 0, layer.inputs) + lane;
     if (scattered && place < count) column = step.source + tiled_offset(step.slots[place], 0, layer.inputs);
     if (place >= count) column = nullptr;
@@ -169,7 +170,7 @@ cudaError_t launch(const LayerStep& step, const PlanLayer& layer, cudaStream_t s
   if (error != cudaSuccess) return error;
   int64_t resident_blocks = 0;
   if ((error = resident_block_count(kernel, kThreads, shared, &resident_blocks)) != cudaSuccess) return error;
-  const int64_t tiles = (step.features + kTile - 1) / kTile;
+  const int64_t tiles = (step.features + kLanes - 1) / kLanes;
   const int64_t items = tiles * ((layer.outputs + kStagedRows - 1) / kStagedRows);
   if (items == 0) return cudaSuccess;
   kernel<<<static_cast<unsigned>(std::min(items, resident_blocks)), kThreads, shared, stream>>>(step, layer, buffers);

@@ -1,7 +1,7 @@
 // Where features lie on the device, and how they come in and go out.
 //
-// Between launches activations stand in tiles of 32 features, [tile][neuron][32], so that a warp reads one neuron of 32
-// features as one line of 128 bytes. The features in work are the first `count` slots; `ids` names them.
+// Between launches activations stand in tiles of 128 features, [tile][neuron][128], so that a warp reads one neuron of
+// 128 features, 4 a lane, as 512 bytes that lie side by side: what device memory gives fast in any order of neurons.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,7 +12,7 @@
 
 namespace spdnn::cuda {
 
-inline constexpr int kTile = 32;
+inline constexpr int kTile = 128;
 
 __host__ __device__ inline int64_t tiled_offset(int64_t slot, int64_t neuron, int64_t width) {
   return (slot / kTile * width + neuron) * kTile + slot % kTile;
@@ -38,14 +38,38 @@ __device__ __forceinline__ int neurons_in_chunk(InputType type) {
   return type == InputType::kFloat32 ? 4 : type == InputType::kUint8 ? 16 : 32;
 }
 
+// Bytes 0 to 255 as numbers, by a float whose last bits they are: conversions proper are slow.
+__device__ __forceinline__ float float_of_byte(uint32_t byte) {
+  return __uint_as_float(0x4B000000u | byte) - 8388608.0f;  // 2^23
+}
+
+// Rotates a chunk of 16 bytes down by so many bytes.
+__device__ __forceinline__ void rotate(uint32_t (&words)[4], uint32_t bytes) {
+  for (uint32_t step = 1; step <= 2; step *= 2) {
+    const bool moves = bytes / 4 & step;
+    const uint32_t before[4] = {words[0], words[1], words[2], words[3]};
+#pragma unroll
+    for (uint32_t k = 0; k < 4; ++k) words[k] = moves ? before[(k + step) % 4] : before[k];
+  }
+  const uint32_t first = words[0], shift = bytes % 4 * 8;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) words[k] = __funnelshift_r(words[k], k < 3 ? words[k + 1] : first, shift);
+}
+
 // Calls visit(k, value) for `neurons` neurons of a row from `first` on, which is a multiple of neurons_in_chunk().
+// Where whole chunks can be loaded it begins with neuron `start` of them and goes round: threads that begin apart store
+// into different banks of shared memory.
 template <typename Visit>
 __device__ __forceinline__ void for_each_of_chunk(const InputFeatures& input, int64_t feature, int first, int neurons,
-                                                  Visit visit) {
+                                                  uint32_t start, Visit visit) {
   if (input.type == InputType::kPacked) {
     const int64_t row = feature * ((input.inputs + 31) / 32);
     const uint32_t word = __ldg(static_cast<const uint32_t*>(input.data) + row + first / 32);
-    for (int k = 0; k < neurons; ++k) visit(k, static_cast<float>(word >> k & 1u));
+    const uint32_t bits = __funnelshift_r(word, word, start);
+    for (uint32_t k = 0; k < 32; ++k) {
+      const int neuron = static_cast<int>((k + start) % 32);
+      if (neuron < neurons) visit(neuron, __uint_as_float((bits >> k & 1u) * 0x3F800000u));
+    }
     return;
   }
   const int bytes = input.type == InputType::kFloat32 ? 4 : 1;
@@ -55,13 +79,16 @@ __device__ __forceinline__ void for_each_of_chunk(const InputFeatures& input, in
   }
   const char* address = static_cast<const char*>(input.data) + (feature * input.inputs + first) * bytes;
   const uint4 chunk = __ldg(reinterpret_cast<const uint4*>(address));
-  const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+  uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+  rotate(words, start % (16 / bytes) * bytes);
   if (input.type == InputType::kFloat32) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) visit(k, __uint_as_float(words[k]));
+    for (uint32_t k = 0; k < 4; ++k) visit(static_cast<int>((k + start) % 4), __uint_as_float(words[k]));
   } else {
 #pragma unroll
-    for (int k = 0; k < 16; ++k) visit(k, static_cast<float>(words[k / 4] >> (k % 4 * 8) & 0xFFu));
+    for (uint32_t k = 0; k < 16; ++k) {
+      visit(static_cast<int>((k + start) % 16), float_of_byte(words[k / 4] >> (k % 4 * 8) & 0xFFu));
+    }
   }
 }
 

@@ -42,7 +42,8 @@ struct alignas(16) float4 {
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
-// --- the host's side --------------------------------------------------------------------------------------------------
+// --- the host's side
+// --------------------------------------------------------------------------------------------------
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
@@ -57,7 +58,7 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   constexpr int kSharedBytes = 228 * 1024, kMultiprocessors = 2;  // an H100's; and few, so that blocks loop
-  *value = attribute == cudaDevAttrMultiProcessorCount ? kMultiprocessors
+  *value = attribute == cudaDevAttrMultiProcessorCount            ? kMultiprocessors
            : attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin ? kSharedBytes - 1024
                                                                   : kSharedBytes;
   return cudaSuccess;
@@ -107,7 +108,8 @@ uint64_t as_word(T value) {
 
 }  // namespace emulator
 
-// --- the device's side ------------------------------------------------------------------------------------------------
+// --- the device's side
+// ------------------------------------------------------------------------------------------------
 
 template <typename A, typename B>
 std::common_type_t<A, B> min(A a, B b) {
@@ -123,6 +125,9 @@ T __ldg(const T* address) {
   return *address;
 }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift % 32));
+}
 inline uint32_t __float_as_uint(float value) { return emulator::word_as<uint32_t>(emulator::as_word(value)); }
 inline float __uint_as_float(uint32_t bits) { return emulator::word_as<float>(bits); }
 

@@ -39,7 +39,8 @@ int main(int, char** arguments) {
   using namespace spdnn::cuda;
   folder = arguments[1];
   emulator::seed(std::stoull(arguments[2]));
-  const auto records = read<int64_t>("records"), schedule = read<int64_t>("schedule"), call_data = read<int64_t>("call");
+  const auto records = read<int64_t>("records"), schedule = read<int64_t>("schedule"),
+             call_data = read<int64_t>("call");
   const auto words = read<uint32_t>("words");
   const auto input = read<char>("input");
   NetworkCall call;
