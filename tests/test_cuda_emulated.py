@@ -124,6 +124,7 @@ def schedules(draw: st.DrawFn, layers: int, searches: bool) -> list[planner.Step
     one_value=st.booleans(),
     grouped=st.sampled_from([1, 3, 17, 40]),
     bias=st.sampled_from(["vector", "scalar", "negative"]),
+    cap=st.sampled_from([None, 0.7, 1.0, 32.0, 2.0**40]),
     count=st.sampled_from([1, 5, 32, 63, 100]),
     compress=st.sampled_from(["none", "neurons", "full"]),
     activations=st.booleans(),
@@ -137,12 +138,16 @@ def test_any_schedule(
     one_value: bool,
     grouped: int,
     bias: str,
+    cap: float | None,
     count: int,
     compress: planner.Kernel,
     activations: bool,
 ) -> None:
-    """Each kind of step finds the features where the one before left them, in any order of kinds."""
-    network = random_network(seed, widths, density=density, one_value=one_value, grouped=grouped, bias=bias)
+    """Each kind of step finds the features where the one before left them, in any order of kinds.
+
+    Caps that are powers of two set the units in which activations are held, others do not.
+    """
+    network = random_network(seed, widths, cap, density=density, one_value=one_value, grouped=grouped, bias=bias)
     generator = np.random.default_rng(seed)
     y0 = (generator.random((count, widths[0])) < 0.2).astype(np.float32)
     y0[generator.integers(count, size=count // 3)] = y0[0]

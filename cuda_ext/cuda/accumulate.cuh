@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "intrinsics.cuh"
+#include "scale.h"
 #include "spdnn_layout.h"
 
 namespace spdnn::cuda {
@@ -150,26 +151,27 @@ __device__ __forceinline__ void accumulate(const PlanRun& run, const Unit& unit,
 // The sums' start: the bias of each output.
 template <int kOutputs, int kVector, typename Words>
 __device__ __forceinline__ void start_with_bias(const PlanLayer& layer, const PlanRun& run, const Unit& unit,
-                                                const Words& words, float (&sums)[kOutputs][kVector]) {
+                                                const Words& words, const Scale& scale,
+                                                float (&sums)[kOutputs][kVector]) {
   const int slot = unit.first_slot(run);
 #pragma unroll
   for (int r = 0; r < kOutputs; ++r) {
     const float start = layer.bias_offset < 0 ? static_cast<float>(layer.bias)
                                               : words.template load<float>(layer.bias_offset, slot + r * unit.width);
 #pragma unroll
-    for (int v = 0; v < kVector; ++v) sums[r][v] = opaque(start);
+    for (int v = 0; v < kVector; ++v) sums[r][v] = opaque(start * scale.per_unit);
   }
 }
 
 // Clips the sums to 0 .. cap. Returns a bit for each feature that some output leaves active.
 template <int kOutputs, int kVector>
-__device__ __forceinline__ uint32_t clip_all(float (&sums)[kOutputs][kVector], float cap) {
+__device__ __forceinline__ uint32_t clip_all(float (&sums)[kOutputs][kVector], const Scale& scale) {
   uint32_t bits[kVector] = {};
 #pragma unroll
   for (int r = 0; r < kOutputs; ++r) {
 #pragma unroll
     for (int v = 0; v < kVector; ++v) {
-      sums[r][v] = fminf(fmaxf(sums[r][v], 0.0f), cap);
+      sums[r][v] = scale.clip(sums[r][v]);
       bits[v] |= __float_as_uint(sums[r][v]);
     }
   }

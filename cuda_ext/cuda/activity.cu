@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kSquare* kTransposeRows)
       const int64_t row_slot = tile * kSquare + row, output = first_output + threadIdx.x;
       if (row_slot < count && output < step.outputs) {
         const int64_t id = step.ids ? step.ids[row_slot] : row_slot;
-        step.activations[id * step.outputs + output] = square[threadIdx.x][row];
+        step.activations[id * step.outputs + output] = square[threadIdx.x][row] * step.unit;
       }
     }
     __syncthreads();

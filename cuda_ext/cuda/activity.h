@@ -32,6 +32,7 @@ cudaError_t launch_read_input(const InputFeatures& input, int64_t features, floa
 struct OutputStep {
   const float* source;  // tiles
   int64_t width;        // neurons of `source`
+  float unit;           // of activations there (scale.h)
   int64_t outputs;
   const int32_t* ids;      // null: their own numbers
   const int32_t* count;    // features in work; null: all

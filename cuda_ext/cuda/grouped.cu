@@ -42,13 +42,13 @@ struct Direct {
 
 template <int kOutputs, bool kStored, typename Index, typename Load>
 __device__ __forceinline__ void compute_unit(const LayerStep& step, const RunArguments& arguments, const Unit& unit,
-                                             int64_t slot, int64_t count, Load load) {
+                                             uint32_t slot, uint32_t count, Load load) {
   const PlanRun& run = arguments.run;
   const GlobalWords words{step.words};
   float sums[kOutputs][kVector];
-  start_with_bias(arguments.layer, run, unit, words, sums);
+  start_with_bias(arguments.layer, run, unit, words, step.scale, sums);
   accumulate<kOutputs, kVector, kStored, !kStored && Load::kAhead, Index>(run, unit, words, load, sums);
-  const uint32_t active = clip_all(sums, step.cap);
+  const uint32_t active = clip_all(sums, step.scale);
   float* target = step.target + tiled_offset(slot, unit.first_slot(run), arguments.layer.outputs);
 #pragma unroll
   for (int r = 0; r < kOutputs; ++r) {
@@ -66,15 +66,20 @@ template <int kOutputs, bool kStored, typename Index>
 __global__ void __launch_bounds__(kThreads, 2)
     grouped_kernel(const __grid_constant__ LayerStep step, const __grid_constant__ RunArguments arguments) {
   const PlanRun& run = arguments.run;
-  const int64_t count = step.features_in_work();
+  const uint32_t count = step.features_in_work();
   const bool gathered = step.is_scattered(count);
-  const int64_t units = run.groups * (run.group_outputs / kOutputs);
-  const int64_t blocks_per_panel = (units + kWarps - 1) / kWarps;
-  const int64_t panels = (count + kPanel - 1) / kPanel;
-  const int lane = threadIdx.x % 32;
-  for (int64_t item = blockIdx.x; item < panels * blocks_per_panel; item += gridDim.x) {
-    const int64_t u = item % blocks_per_panel * kWarps + threadIdx.x / 32;
-    const int64_t slot = item / blocks_per_panel * kPanel + lane * kVector;
+  const uint32_t units = static_cast<uint32_t>(run.groups * (run.group_outputs / kOutputs));
+  const uint32_t blocks_per_panel = (units + kWarps - 1) / kWarps;
+  const uint32_t panels = count / kPanel + (count % kPanel != 0);
+  const uint32_t lane = threadIdx.x % 32;
+  uint32_t panel = blockIdx.x / blocks_per_panel, block = blockIdx.x % blocks_per_panel;
+  for (; panel < panels; panel += gridDim.x / blocks_per_panel, block += gridDim.x % blocks_per_panel) {
+    if (block >= blocks_per_panel) {
+      block -= blocks_per_panel;
+      if (++panel >= panels) break;
+    }
+    const uint32_t u = block * kWarps + threadIdx.x / 32;
+    const uint32_t slot = panel * kPanel + lane * kVector;
     if (u >= units || slot >= count) continue;
     const Unit unit = Unit::at(static_cast<int>(u), static_cast<int>(run.groups), kOutputs);
     if (gathered) {

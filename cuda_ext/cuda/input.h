@@ -12,6 +12,7 @@ struct InputFeatures {
   const void* data = nullptr;
   InputType type = InputType::kFloat32;
   int64_t inputs = 0;
+  float per_unit = 1;  // activations are held in units (scale.h)
 };
 
 }  // namespace spdnn::cuda

@@ -5,11 +5,13 @@
 
 #include <cstdint>
 
+#include "scale.h"
+
 namespace spdnn::cuda {
 
 struct LayerStep {
   const uint32_t* words;
-  float cap;
+  Scale scale;
   const float* source;          // tiles
   const int32_t* slots;         // slot in `source` of each feature in work; null: its own number
   const int32_t* count;         // features in work; null: all

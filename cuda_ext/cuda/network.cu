@@ -60,7 +60,9 @@ struct Workspace {
 
 class Launcher {
  public:
-  Launcher(const NetworkCall& call, cudaStream_t stream) : call_(call), stream_(stream) {
+  Launcher(const NetworkCall& call, cudaStream_t stream)
+      : call_(call), stream_(stream), scale_(Scale::of_cap(call.plan.header->cap)), input_(call.input) {
+    input_.per_unit = scale_.per_unit;
     workspace_.lay_out(static_cast<char*>(call.workspace), call.plan, call.features);
     next_count_ = workspace_.counts;
   }
@@ -116,8 +118,6 @@ class Launcher {
 
   const int32_t* members() const { return call_.plan.header->merge_features ? workspace_.classes.members : nullptr; }
 
-  float cap() const { return static_cast<float>(call_.plan.header->cap); }
-
   float* source() const { return workspace_.tiles[tiles_]; }
   float* target() const { return workspace_.tiles[1 - tiles_]; }
   int32_t* next_ids() const { return workspace_.ids[1 - list_]; }
@@ -141,8 +141,8 @@ class Launcher {
     step.first_layer = static_cast<int>(schedule.first_layer);
     step.end_layer = static_cast<int>(schedule.end_layer);
     step.max_width = static_cast<int>(widest(call_.plan, schedule.first_layer, schedule.end_layer));
-    step.cap = cap();
-    step.input = call_.input;
+    step.scale = scale_;
+    step.input = input_;
     step.features = call_.features;
     step.source = schedule.first_layer > 0 ? source() : nullptr;
     step.slots = now_.slots;
@@ -169,11 +169,11 @@ class Launcher {
 
   void run_layer(const ScheduleStep& schedule, bool last) {
     const int64_t l = schedule.first_layer;
-    if (l == 0) check(launch_read_input(call_.input, call_.features, source(), stream_));
+    if (l == 0) check(launch_read_input(input_, call_.features, source(), stream_));
     const PlanLayer& layer = call_.plan.layers[l];
     LayerStep step{};
     step.words = call_.words;
-    step.cap = cap();
+    step.scale = scale_;
     step.source = source();
     step.slots = now_.slots;
     step.count = now_.count;
@@ -217,6 +217,7 @@ class Launcher {
     OutputStep output{};
     output.source = target();
     output.width = layer.outputs;
+    output.unit = scale_.unit;
     output.outputs = call_.plan.header->outputs;
     output.ids = now_.ids;
     output.count = now_.count;
@@ -239,6 +240,8 @@ class Launcher {
 
   const NetworkCall& call_;
   cudaStream_t stream_;
+  Scale scale_;
+  InputFeatures input_;
   Workspace workspace_;
   Features now_;
   int tiles_ = 0, list_ = 0;  // which of the arrays that exist twice the next step reads

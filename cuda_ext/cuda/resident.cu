@@ -77,7 +77,8 @@ __device__ __forceinline__ void store_vector(float* address, const float (&x)[kV
 // active.
 template <int kVector, int kOutputs, bool kStored, typename Words>
 __device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const PlanRun& run, const Words& words,
-                                                float cap, const Columns& columns, const float* in, float* out) {
+                                                const Scale& scale, const Columns& columns, const float* in,
+                                                float* out) {
   const int lane = threadIdx.x & (columns.lanes() - 1);
   const int stride = columns.count();
   const int groups = static_cast<int>(run.groups);
@@ -87,11 +88,11 @@ __device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const Pl
   for (int u = threadIdx.x >> columns.lane_bits; u < units; u += blockDim.x >> columns.lane_bits) {
     const Unit unit = Unit::at(u, groups, kOutputs);
     float sums[kOutputs][kVector];
-    start_with_bias(layer, run, unit, words, sums);
+    start_with_bias(layer, run, unit, words, scale, sums);
     accumulate<kOutputs, kVector, kStored, !kStored, uint16_t>(
         run, unit, words,
         [=](uint32_t index, float (&x)[kVector]) { load_vector<kVector>(column + index * stride, x); }, sums);
-    active |= clip_all(sums, cap);
+    active |= clip_all(sums, scale);
     float* target = out + unit.first_slot(run) * stride + lane * kVector;
 #pragma unroll
     for (int r = 0; r < kOutputs; ++r) store_vector<kVector>(target + r * unit.width * stride, sums[r]);
@@ -107,7 +108,8 @@ struct alignas(16) StagedLayer {
 
 template <int kVector, typename Words>
 __device__ __forceinline__ uint32_t compute_layer(const StagedLayer& staged, const PlanRun* runs, const Words& words,
-                                                  float cap, const Columns& columns, const float* in, float* out) {
+                                                  const Scale& scale, const Columns& columns, const float* in,
+                                                  float* out) {
   uint32_t active = 0;
   const PlanLayer& layer = staged.layer;
   for (int r = 0; r < static_cast<int>(layer.runs); ++r) {
@@ -115,7 +117,7 @@ __device__ __forceinline__ uint32_t compute_layer(const StagedLayer& staged, con
     const auto compute = [&](auto stored) {
       constexpr bool kStored = decltype(stored)::value;
       dispatch_outputs<kStored>(run.group_outputs, [&](auto outputs) {
-        active |= compute_run<kVector, decltype(outputs)::value, kStored>(layer, run, words, cap, columns, in, out);
+        active |= compute_run<kVector, decltype(outputs)::value, kStored>(layer, run, words, scale, columns, in, out);
       });
     };
     if (run.value_offset < 0) {
@@ -298,7 +300,7 @@ __device__ void store_results(const ResidentStep& step, int64_t first, uint32_t 
     if (!(active >> column & 1u)) continue;
     float* row = step.activations + id_of(step, first + column) * step.outputs;
     for (int64_t j = threadIdx.x; j < step.outputs; j += blockDim.x) {
-      row[j] = out[step.slot_of[j] * columns.count() + column];
+      row[j] = out[step.slot_of[j] * columns.count() + column] * step.scale.unit;
     }
   }
 }
@@ -361,9 +363,9 @@ __global__ void __launch_bounds__(Shape::kMaxThreads, Shape::kMinBlocks)
       uint32_t mine;
       if (staging.holds(record.layer)) {
         const SharedWords words{staging.sections(l), record.layer.first_word};
-        mine = compute_layer<kVector>(record, staging.runs(), words, step.cap, columns, in, out);
+        mine = compute_layer<kVector>(record, staging.runs(), words, step.scale, columns, in, out);
       } else {
-        mine = compute_layer<kVector>(record, staging.runs(), GlobalWords{step.words}, step.cap, columns, in, out);
+        mine = compute_layer<kVector>(record, staging.runs(), GlobalWords{step.words}, step.scale, columns, in, out);
       }
       mine = __reduce_or_sync(0xFFFFFFFFu, mine);
       if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);

@@ -8,6 +8,7 @@
 #include "input.h"
 #include "launch.h"
 #include "plan_view.h"
+#include "scale.h"
 
 namespace spdnn::cuda {
 
@@ -20,7 +21,7 @@ struct ResidentStep {
   int end_layer;
   int max_width;     // of all layers in the step, inputs and outputs
   int staged_words;  // room for a layer's sections in shared memory; layers that take more are read where they are
-  float cap;
+  Scale scale;
 
   InputFeatures input;     // read where `source` is null
   const float* source;     // tiles

@@ -117,8 +117,10 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const bool stored_bias = layer.bias_offset >= 0 && first_slot + r < layer.outputs;
-      sums[r] = stored_bias ? __ldg(reinterpret_cast<const float*>(step.words + layer.bias_offset) + first_slot + r)
-                            : static_cast<float>(layer.bias);
+      const float bias = stored_bias
+                             ? __ldg(reinterpret_cast<const float*>(step.words + layer.bias_offset) + first_slot + r)
+                             : static_cast<float>(layer.bias);
+      sums[r] = bias * step.scale.per_unit;
     }
     const uint32_t first_stage = __ldg(first_stages + block), last_stage = __ldg(first_stages + block + 1);
     const auto load = [&](uint32_t s) {
@@ -148,7 +150,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (first_slot + r >= layer.outputs) break;
-      const float y = fminf(fmaxf(sums[r], 0.0f), step.cap);
+      const float y = step.scale.clip(sums[r]);
       target[r * kTile] = y;
       bits |= __float_as_uint(y);
     }

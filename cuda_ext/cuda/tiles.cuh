@@ -23,14 +23,15 @@ inline int64_t tiled_floats(int64_t features, int64_t width) { return (features 
 __device__ __forceinline__ float feature_at(const InputFeatures& input, int64_t feature, int64_t neuron) {
   switch (input.type) {
     case InputType::kFloat32:
-      return static_cast<const float*>(input.data)[feature * input.inputs + neuron];
+      return static_cast<const float*>(input.data)[feature * input.inputs + neuron] * input.per_unit;
     case InputType::kUint8:
-      return static_cast<const uint8_t*>(input.data)[feature * input.inputs + neuron];
+      return static_cast<const uint8_t*>(input.data)[feature * input.inputs + neuron] * input.per_unit;
     default:
       break;
   }
   const int64_t row = feature * ((input.inputs + 31) / 32);
-  return static_cast<float>(static_cast<const uint32_t*>(input.data)[row + neuron / 32] >> (neuron % 32) & 1u);
+  const bool bit = static_cast<const uint32_t*>(input.data)[row + neuron / 32] >> (neuron % 32) & 1u;
+  return bit ? input.per_unit : 0.0f;
 }
 
 // Neurons that one load of a row brings.
@@ -38,9 +39,9 @@ __device__ __forceinline__ int neurons_in_chunk(InputType type) {
   return type == InputType::kFloat32 ? 4 : type == InputType::kUint8 ? 16 : 32;
 }
 
-// Bytes 0 to 255 as numbers, by a float whose last bits they are: conversions proper are slow.
-__device__ __forceinline__ float float_of_byte(uint32_t byte) {
-  return __uint_as_float(0x4B000000u | byte) - 8388608.0f;  // 2^23
+// Bytes 0 to 255 as numbers times a power of two, by a float whose last bits they are: conversions proper are slow.
+__device__ __forceinline__ float float_of_byte(uint32_t byte, float factor) {
+  return fmaf(__uint_as_float(0x4B000000u | byte), factor, -8388608.0f * factor);  // 2^23
 }
 
 // Rotates a chunk of 16 bytes down by so many bytes.
@@ -68,7 +69,7 @@ __device__ __forceinline__ void for_each_of_chunk(const InputFeatures& input, in
     const uint32_t bits = __funnelshift_r(word, word, start);
     for (uint32_t k = 0; k < 32; ++k) {
       const int neuron = static_cast<int>((k + start) % 32);
-      if (neuron < neurons) visit(neuron, __uint_as_float((bits >> k & 1u) * 0x3F800000u));
+      if (neuron < neurons) visit(neuron, __uint_as_float((bits >> k & 1u) * __float_as_uint(input.per_unit)));
     }
     return;
   }
@@ -83,11 +84,12 @@ __device__ __forceinline__ void for_each_of_chunk(const InputFeatures& input, in
   rotate(words, start % (16 / bytes) * bytes);
   if (input.type == InputType::kFloat32) {
 #pragma unroll
-    for (uint32_t k = 0; k < 4; ++k) visit(static_cast<int>((k + start) % 4), __uint_as_float(words[k]));
+    for (uint32_t k = 0; k < 4; ++k)
+      visit(static_cast<int>((k + start) % 4), __uint_as_float(words[k]) * input.per_unit);
   } else {
 #pragma unroll
     for (uint32_t k = 0; k < 16; ++k) {
-      visit(static_cast<int>((k + start) % 16), float_of_byte(words[k / 4] >> (k % 4 * 8) & 0xFFu));
+      visit(static_cast<int>((k + start) % 16), float_of_byte(words[k / 4] >> (k % 4 * 8) & 0xFFu, input.per_unit));
     }
   }
 }

@@ -128,6 +128,7 @@ inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
   return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift % 32));
 }
+inline float __saturatef(float value) { return std::isnan(value) ? 0.0f : std::min(std::max(value, 0.0f), 1.0f); }
 inline uint32_t __float_as_uint(float value) { return emulator::word_as<uint32_t>(emulator::as_word(value)); }
 inline float __uint_as_float(uint32_t bits) { return emulator::word_as<float>(bits); }
 

@@ -53,7 +53,7 @@ int main(int, char** arguments) {
   call.steps = static_cast<int64_t>(schedule.size()) / 3;
   if (const char* wrong = check_schedule(call.plan, call.schedule, call.steps)) return refuse(wrong);
   call.features = call_data[0];
-  call.input = {input.data(), static_cast<InputType>(call_data[1]), call.plan.header->inputs};
+  call.input = {input.data(), static_cast<InputType>(call_data[1]), call.plan.header->inputs, 1};
   const size_t features = static_cast<size_t>(call.features);
   std::vector<float> activations(call_data[2] ? features * call.plan.header->outputs : 0, NAN);
   const std::unique_ptr<bool[]> alive(new bool[features]());
