@@ -21,6 +21,7 @@ from random_layers import random_layer
 
 from spdnn_jax import SparseNetwork, _native, build_plan, features, infer, ops, planner, radixnet, reference
 from spdnn_jax.plan import Plan
+from spdnn_jax.simplify import Compress
 
 LAYER = "layer"
 """Beside the families: the kernel of the single-layer primitive, `spdnn_jax.layer`."""
@@ -45,6 +46,7 @@ class Case:
         features: Number of features.
         form: "float32", "uint8", "bool" or "packed".
         tiny: Small enough for the slowest check.
+        compress: As in `build_plan`.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Case:
     features: int
     form: str = "float32"
     tiny: bool = False
+    compress: Compress = "none"
 
 
 def _chain(widths: Sequence[int], edges: int, share: int = 1, one_value: bool = False) -> SparseNetwork:
@@ -78,6 +81,7 @@ def cases() -> list[Case]:
     alone = functools.partial(_chain, (130, 67, 99), 9)
     shared_value = functools.partial(_chain, (100, 160, 50), 12, share=20, one_value=True)
     challenge = functools.partial(radixnet.network, 64, 14)
+    searched = functools.partial(_chain, (40,) * 36, 40)
     wide = functools.partial(_chain, (70001, 50, 70001, 4), 40)
     forms = ("uint8", "packed", "bool", "float32")
     sizes = sorted({size for tile in _TILES for size in (tile - 1, tile, tile + 1)})
@@ -93,6 +97,7 @@ def cases() -> list[Case]:
         Case("challenge network", challenge, 200, "packed", tiny=True),
         Case("rows of 0 and 5,000 edges", _uneven_rows, 37),
         Case("indices of 32 bits", wide, 5),
+        Case("equal features are looked for", searched, 70, "uint8", tiny=True, compress="full"),
     ]
 
 
@@ -126,7 +131,7 @@ def run_case(case: Case, family: str) -> bool:
         return True
     y0 = jax.device_put(_in_form(plain, case.form))
     try:
-        plan = build_plan(network, kernel=family)  # pyright: ignore[reportArgumentType]
+        plan = build_plan(network, kernel=family, compress=case.compress)  # pyright: ignore[reportArgumentType]
         _poison(plan, case.features)
         result = jax.block_until_ready(infer(plan, y0))
         _poison(plan, case.features)

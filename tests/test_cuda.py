@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 
 from spdnn_jax import (
     SparseLayer,
@@ -133,6 +134,34 @@ def test_same_bits_in_20_runs(family: planner.Kernel) -> None:
     first = np.asarray(infer(plan, y0))
     for _ in range(20):
         np.testing.assert_array_equal(np.asarray(infer(plan, y0)), first)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", ["staged", "grouped"])
+def test_offsets_past_32_bits(family: planner.Kernel) -> None:
+    """65,536 neurons x 60,000 features are 3.9e9 activations: an index of 32 bits would meet another feature's."""
+    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    if memory < 45 << 30:
+        pytest.skip("needs 45 GiB of device memory")
+    neurons, count, kept = 65536, 60000, np.asarray([0, 32767, 32768, 59999])
+    identity = scipy.sparse.eye_array(neurons, format="csr", dtype=np.float32)
+    network = SparseNetwork((SparseLayer.from_scipy(identity, bias=0.0),) * 3)
+    y0 = jnp.zeros((count, neurons), jnp.uint8).at[kept, neurons - 1].set(1)
+    alive, active = ops.categories_and_active(build_plan(network, kernel=family), y0)
+    np.testing.assert_array_equal(np.flatnonzero(alive), kept)
+    np.testing.assert_array_equal(active, [4, 4, 4])
+
+
+@pytest.mark.usefixtures("cuda")
+def test_the_gpu_agrees_with_the_cpu_on_merged_networks() -> None:
+    """Equal neurons and features are merged on both: categories are equal, values to rounding."""
+    y0 = features.digits(256, 500)
+    plan = build_plan(radixnet.layers(256, 200), compress="full")
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        on_cpu = infer(build_plan(radixnet.layers(256, 200), compress="full"), y0)
+    on_gpu = infer(plan, y0)
+    np.testing.assert_array_equal(np.any(on_gpu, axis=1), np.any(on_cpu, axis=1))
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("cuda")
