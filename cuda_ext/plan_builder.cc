@@ -140,7 +140,8 @@ class Grouping {
   // Sets stand for groups here: a set of more than 32 outputs, which is several groups, changes nothing.
   bool wants_stages() const {
     return std::max(layer_.inputs, layer_.outputs) > staged_rule_.wider_than &&
-           static_cast<double>(layer_.outputs) < staged_rule_.below_outputs * static_cast<double>(sets_.size());
+           static_cast<double>(layer_.outputs) <
+               staged_rule_.below_outputs * static_cast<double>(std::max<size_t>(sets_.size(), 1));
   }
 
   // Blocks of outputs that read the same inputs have small footprints. Leading inputs tell where inputs are numbered by

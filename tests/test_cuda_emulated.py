@@ -85,6 +85,16 @@ def test_rows_of_any_length(emulator: emulate.Emulator, family: planner.Kernel, 
     check(emulator.run(build_plan(network, kernel=family), y0), network, y0)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("widths", [[0, 5, 4], [5, 0, 4], [5, 4, 0]])
+def test_layers_without_neurons(emulator: emulate.Emulator, family: planner.Kernel, widths: list[int]) -> None:
+    """A launch of no blocks is an error of its own."""
+    for bias in ("scalar", "negative"):
+        network = random_network(0, widths, bias=bias)
+        y0 = np.ones((7, widths[0]), np.uint8)
+        check(emulator.run(build_plan(network, kernel=family), y0), network, y0)
+
+
 @pytest.mark.parametrize("grouped", [1, 5])
 def test_indices_of_32_bits(emulator: emulate.Emulator, grouped: int) -> None:
     network = random_network(5, [70001, 50, 4], density=0.001, grouped=grouped)

@@ -126,12 +126,14 @@ cudaError_t launch_activity(const ActivityStep& step, cudaStream_t stream) {
 }
 
 cudaError_t launch_read_input(const InputFeatures& input, int64_t features, float* target, cudaStream_t stream) {
+  if (input.inputs == 0) return cudaSuccess;
   read_input_kernel<<<transpose_grid(features, input.inputs), dim3(kSquare, kTransposeRows), 0, stream>>>(
       input, features, target);
   return cudaGetLastError();
 }
 
 cudaError_t launch_write_output(const OutputStep& step, cudaStream_t stream) {
+  if (step.outputs == 0) return cudaSuccess;
   write_output_kernel<<<transpose_grid(step.features, step.outputs), dim3(kSquare, kTransposeRows), 0, stream>>>(step);
   return cudaGetLastError();
 }
