@@ -37,14 +37,6 @@ from timing import Timing, measure
 from spdnn_jax import SparseLayer, build_plan, challenge, features, infer, ops, planner, radixnet, report
 from spdnn_jax.plan import Plan
 
-PAPER_SECONDS = {
-    "1024x120": 0.0113, "1024x480": 0.0365, "1024x1920": 0.140,
-    "4096x120": 0.048, "4096x480": 0.142, "4096x1920": 0.543,
-    "16384x120": 0.241, "16384x480": 0.783, "16384x1920": 2.99,
-    "65536x120": 1.59, "65536x480": 5.94,
-}  # fmt: skip
-"""Seconds of the paper's own code for the challenge's networks, 60,000 features, on one H100."""
-
 NETWORKS = [f"{neurons}x{layers}" for neurons in challenge.NEURONS for layers in challenge.LAYERS]
 SECTIONS = ("networks", "layers", "tail", "ceilings")
 FAMILIES = [kernel for kernel in planner.KERNELS if kernel != "auto"]
@@ -155,7 +147,7 @@ def _measure_network(name: str, compress: str, settings: argparse.Namespace) -> 
     _, active = jax.block_until_ready(ops.categories_and_active(plan, y0))
     timing = _measure_plan(plan, y0, settings, calls=1)
     edges = np.full(layers, neurons * challenge.EDGES_PER_NEURON)
-    paper = PAPER_SECONDS.get(name) if settings.features == challenge.FEATURES else None
+    paper = challenge.PAPER_SECONDS.get(name) if settings.features == challenge.FEATURES else None
     return {
         **timing.as_record(),
         "features": settings.features,

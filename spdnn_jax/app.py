@@ -72,6 +72,9 @@ flags.DEFINE_enum(
 flags.DEFINE_string("truth", None, "Truth file to compare the categories with; the exit code is 1 where they differ.")
 flags.DEFINE_string("categories_out", None, "Where to write the categories, in the form of the truth files.")
 flags.DEFINE_string("report_out", None, "Where to write the report as JSON.")
+flags.DEFINE_enum(
+    "figure", "layers", ["layers", "networks"], "What plot draws: the layers of the runs, or the time of each network."
+)
 flags.DEFINE_string("output", None, "The file that convert or plot writes.")
 flags.DEFINE_string("base_url", download.BASE_URL, "Where download finds the official files.")
 
@@ -486,6 +489,7 @@ def _plot(paths: list[str]) -> int:
     if not paths or not FLAGS.output:
         _reject("spdnn plot needs reports and --output: spdnn plot report.json --output=figure.png")
     _check_writable(FLAGS.output)
-    report.plot(report.read_reports(paths), FLAGS.output)
+    draw = report.plot_layers if FLAGS.figure == "layers" else report.plot_networks
+    draw(report.read_reports(paths), FLAGS.output)
     print(f"wrote {FLAGS.output}")
     return 0

@@ -101,9 +101,11 @@ def test_profile_and_plot(tmp_path: Path) -> None:
     assert "layer 1 alone" in done.stdout
     content = json.loads(report.read_text())
     assert [layer["features"] for layer in content["profile"]] == [200, *content["active"][:-1]]
-    done = spdnn("plot", str(report), f"--output={figure}")
-    assert done.returncode == 0, done.stderr
-    assert figure.read_bytes().startswith(b"\x89PNG")
+    for kind in ("layers", "networks"):
+        done = spdnn("plot", str(report), f"--output={figure}", f"--figure={kind}")
+        assert done.returncode == 0, done.stderr
+        assert figure.read_bytes().startswith(b"\x89PNG")
+        figure.unlink()
 
 
 def test_bench_gathers_reports(tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ plan = spdnn_jax.build_plan(radixnet.layers(64, 3))
 assert spdnn_jax.categories(plan, features.random(64, 5)).shape == (5,)
 with report.progress_bar("work", 1):
     pass
-for call in (lambda: features.digits(64, 5), lambda: plan.save("x"), lambda: report.plot([], "x.png")):
+for call in (lambda: features.digits(64, 5), lambda: plan.save("x"), lambda: report.plot_layers([], "x.png")):
     try:
         call()
     except ImportError as error:

@@ -144,7 +144,7 @@ def test_offsets_past_32_bits(family: planner.Kernel) -> None:
     if memory < 45 << 30:
         pytest.skip("needs 45 GiB of device memory")
     neurons, count, kept = 65536, 60000, np.asarray([0, 32767, 32768, 59999])
-    identity = scipy.sparse.eye_array(neurons, format="csr", dtype=np.float32)
+    identity = scipy.sparse.eye_array(neurons, format="csr")
     network = SparseNetwork((SparseLayer.from_scipy(identity, bias=0.0),) * 3)
     y0 = jnp.zeros((count, neurons), jnp.uint8).at[kept, neurons - 1].set(1)
     alive, active = ops.categories_and_active(build_plan(network, kernel=family), y0)

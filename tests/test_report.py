@@ -121,7 +121,7 @@ def test_a_write_that_fails_at_the_end_leaves_nothing(tmp_path: Path, name: str)
         if name == "report.json":
             make_report().write(tmp_path / name)
         else:
-            report.plot([vars(make_report())], tmp_path / name)
+            report.plot_layers([vars(make_report())], tmp_path / name)
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
@@ -129,11 +129,32 @@ def test_plot_draws_active_features_and_multiplied_edges(tmp_path: Path, monkeyp
     figures = []
     pyplot = pytest.importorskip("matplotlib.pyplot")
     monkeypatch.setattr(pyplot, "close", figures.append)
-    report.plot([vars(make_report())], tmp_path / "figure.png")
+    report.plot_layers([vars(make_report())], tmp_path / "figure.png")
     features, edges = (axis.lines[0] for axis in figures[0].axes)
     assert features.get_ydata().tolist() == [50, 5, 0]
     assert edges.get_ydata().tolist() == [100 * 5, 50 * 10, 5 * 15]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_of_networks_has_the_paper_s_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of one compression each; the paper's only where the work is the same."""
+    figures = []
+    monkeypatch.setattr(pytest.importorskip("matplotlib.pyplot"), "close", figures.append)
+    sizes = [(4096, 120), (1024, 480), (1024, 120)]
+    runs = [
+        vars(make_report(neurons=n, layers=k, features=60000, compress=compress))
+        for n, k in sizes
+        for compress in ("none", "full")
+    ]
+    report.plot_networks(runs, tmp_path / "figure.png")
+    report.plot_networks([vars(make_report())], tmp_path / "small.png")
+    axis, small = (figure.axes[0] for figure in figures)
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["1024x120", "1024x480", "4096x120"]
+    none, full, paper = axis.lines
+    assert none.get_xdata().tolist() == full.get_xdata().tolist() == [2, 1, 0]
+    assert none.get_label().endswith("--compress=none")
+    assert paper.get_ydata().tolist() == [0.0113, 0.0365, 0.048]
+    assert len(small.lines) == 1
 
 
 PROFILE = [
@@ -148,7 +169,7 @@ def test_a_profile_is_in_the_table_and_the_plot(tmp_path: Path, monkeypatch: pyt
     assert "layer 3 alone  1.5 s, resident" in result.table()
     figures = []
     monkeypatch.setattr(pytest.importorskip("matplotlib.pyplot"), "close", figures.append)
-    report.plot([vars(make_report()), vars(result)], tmp_path / "figure.png")
+    report.plot_layers([vars(make_report()), vars(result)], tmp_path / "figure.png")
     (line,) = figures[0].axes[2].lines
     assert line.get_ydata().tolist() == [0.002, 7.2e-6, 1.5]
     assert line.get_label().endswith("grouped/resident")
@@ -161,7 +182,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_plot_of_an_unknown_format_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not supported"):
-        report.plot([vars(make_report())], tmp_path / "figure.unknown")
+        report.plot_layers([vars(make_report())], tmp_path / "figure.unknown")
     assert not list(tmp_path.iterdir())
 
 
