@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t kSharedReservedPerBlock = 1024;  // by the driver
 constexpr int64_t kSharedStatic = 2048;            // of the kernel
-constexpr int kWantedBlocks = 3;                   // per multiprocessor: one loads while others compute
+constexpr int kWantedBlocks = 2;                   // per multiprocessor: one loads while another computes
 constexpr int kMostFeatures = 32;                  // of a block: a bit each in a word
 
 constexpr int kStagedLayers = 4;  // one that is computed, and those on their way into shared memory
@@ -406,17 +406,27 @@ cudaError_t launch(ResidentStep step, int tile, const PlanView& plan, const Devi
   }
   const int64_t wanted = (units * (tile / Shape::kVector) + 31) / 32 * 32;
   const int threads = static_cast<int>(std::min<int64_t>(Shape::kMaxThreads, std::max<int64_t>(wanted, 64)));
-  // Sections are brought along where that costs no block its place.
-  const bool staged = blocks_that_fit(block_bytes(step.max_width, tile, words), limits) >=
-                      blocks_that_fit(block_bytes(step.max_width, tile, 0), limits);
-  step.staged_words = staged ? static_cast<int>(words) : 0;
-  const int64_t shared = block_bytes(step.max_width, tile, step.staged_words);
   const auto kernel = resident_kernel<Shape>;
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  const auto allow = [kernel](int64_t bytes) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  };
+  int64_t shared = block_bytes(step.max_width, tile, 0), resident_blocks = 0;
+  cudaError_t error = allow(shared);
   if (error != cudaSuccess) return error;
-  int64_t resident_blocks = 0;
   if ((error = resident_block_count(kernel, threads, shared, &resident_blocks)) != cudaSuccess) return error;
+  // Sections are brought along where that costs no block its place.
+  step.staged_words = 0;
+  const int64_t shared_with_sections = block_bytes(step.max_width, tile, words);
+  if (blocks_that_fit(shared_with_sections, limits) > 0) {
+    int64_t blocks_with_sections = 0;
+    if ((error = allow(shared_with_sections)) != cudaSuccess) return error;
+    error = resident_block_count(kernel, threads, shared_with_sections, &blocks_with_sections);
+    if (error != cudaSuccess) return error;
+    if (blocks_with_sections >= resident_blocks) {
+      step.staged_words = static_cast<int>(words);
+      shared = shared_with_sections;
+    }
+  }
   const int64_t vectors = (step.features + Shape::kVector - 1) / Shape::kVector;
   kernel<<<static_cast<unsigned>(std::min(vectors, resident_blocks)), threads, shared, stream>>>(step, tile);
   return cudaGetLastError();
