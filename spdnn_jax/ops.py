@@ -31,8 +31,8 @@ def infer(plan: Plan, y0: jax.Array, *, backend: Backend = "auto") -> jax.Array:
     Args:
         plan: The network, from `build_plan`.
         y0: The features, one a row: float32, uint8 or bool of shape (features, plan.inputs), or bit-packed uint32 of
-            shape (features, ceil(plan.inputs / 32)), where bit b of word w is neuron 32 w + b. Numbers are to be finite:
-            the back ends treat NaN differently (the CPU keeps it, CUDA takes it for 0).
+            shape (features, ceil(plan.inputs / 32)), where bit b of word w is neuron 32 w + b. Finite numbers: the
+            back ends treat NaN differently (the CPU keeps it, CUDA takes it for 0).
         backend: `auto` for the native back end, `xla` for plain XLA operations.
 
     Returns:
