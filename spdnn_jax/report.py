@@ -299,7 +299,7 @@ def plot_layers(reports: Sequence[dict[str, Any]], path: str | os.PathLike[str])
     for report in reports:
         layer = np.arange(1, len(report["active"]) + 1)
         before = np.concatenate([[report["features"]], report["active"][:-1]])
-        label = f"{report['network']}, {report['inputs']}" if "inputs" in report else report["network"]
+        label = f"{report['network']}, {report['inputs']}, --compress={report['compress']}"
         axes[0].step(layer, report["active"], where="mid", label=label)
         axes[1].step(layer, before * np.asarray(report["multiplied_edges"], float), where="mid", label=label)
         if report.get("profile"):

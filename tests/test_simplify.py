@@ -1,8 +1,6 @@
 """Lossless compression: what is merged, what must not be, and that outputs stay the same."""
 
 import itertools
-import re
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trained_network import trained_network
 
 from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, features, infer, ops, planner, radixnet, reference
 from spdnn_jax.simplify import COMPRESS, Compress, Simplified, simplify
@@ -61,28 +60,6 @@ def with_duplicates(seed: int, sizes: list[int], cap: float | None) -> SparseNet
         copies = generator.integers(distinct, size=outputs)
         layers.append((matrix[:, copies], bias[copies]))
     return network_of(*layers, cap=cap)
-
-
-def trained_network(archive: Path) -> SparseNetwork:
-    """The trained network of the shared data: indices from 0, a bias a line, dense layers as plain lists of weights."""
-    layers = []
-    with tarfile.open(archive) as tar:
-
-        def table(name: str) -> np.ndarray:
-            member = tar.extractfile(name)
-            assert member is not None
-            return np.loadtxt(member, ndmin=2)
-
-        names = [name for name in tar.getnames() if "/weights/l" in name]
-        for name in sorted(names, key=lambda name: int(re.findall(r"/l(\d+)-", name)[0])):
-            weights, bias = table(name), table(name.replace("/weights/", "/biases/"))[:, 0]
-            if weights.shape[1] == 1:
-                matrix = weights.reshape(-1, bias.size)
-            else:
-                matrix = np.zeros((128, bias.size))
-                matrix[weights[:, 0].astype(int), weights[:, 1].astype(int)] = weights[:, 2]
-            layers.append(SparseLayer.from_dense(matrix, bias))
-    return SparseNetwork(tuple(layers), cap=1.0)
 
 
 # --- outputs stay the same --------------------------------------------------------------------------------------------

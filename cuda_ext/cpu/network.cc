@@ -46,18 +46,20 @@ struct ColumnHash {
   std::vector<float> weights;
 };
 
-// After these layers equal columns are looked for: whenever so many edges have been multiplied that the search costs
-// little beside them, whether it finds any or not.
+// After these layers equal columns are looked for: when a neuron has had so many edges, on average over the layers,
+// that the search costs little beside them; then when it has had twice as many, each time, whether any were found or
+// not.
 std::vector<char> choose_merges(const PlanView& plan) {
-  constexpr int64_t kEdgesPerNeuron = 128, kEdgesPerSearch = 1 << 13;
+  constexpr double kEdgesPerNeuron = 128, kEdgesPerSearch = 1 << 13;
   std::vector<char> merges(plan.header->layers, 0);
   if (!plan.header->merge_features) return merges;
-  int64_t edges = 0;
+  double edges = 0, due = kEdgesPerNeuron;
   for (int64_t l = 0; l + 1 < plan.header->layers; ++l) {
-    edges += plan.layers[l].multiplied_edges;
-    if (edges < kEdgesPerNeuron * plan.layers[l].outputs + kEdgesPerSearch) continue;
+    const double outputs = static_cast<double>(std::max<int64_t>(plan.layers[l].outputs, 1));
+    edges += static_cast<double>(plan.layers[l].multiplied_edges) / outputs;
+    if (edges < due + kEdgesPerSearch / outputs) continue;
     merges[l] = 1;
-    edges = 0;
+    due = 2 * edges;
   }
   return merges;
 }

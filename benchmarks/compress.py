@@ -1,0 +1,113 @@
+"""What lossless compression gains where there is something to merge, and costs where there is nothing.
+
+    python benchmarks/compress.py [--output=FILE] [--networks=1024x120,...] [--trained=mnist-128x18.tar.gz]
+
+Each network runs with every --compress setting in turn, on the device that JAX picks: from the input on the device to
+the categories on the device. All settings must give the same categories. The challenge's networks have equal neurons
+and features; a random network (32 random inputs an output, normally distributed weights) and a trained one have none.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from random_layers import random_layer
+from trained_network import trained_network
+
+from spdnn_jax import SparseNetwork, build_plan, challenge, features, ops, radixnet, report
+from spdnn_jax.simplify import COMPRESS
+
+_RANDOM = (1024, 40, 10_000)  # neurons, layers, features
+
+
+def networks(settings: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any], np.ndarray]]:
+    """Name, what gives the network or its layers, and the input of each network."""
+    for name in settings.networks.split(","):
+        neurons, layers = map(int, name.split("x"))
+        count = challenge.FEATURES
+        if settings.mnist_dir:
+            y0, inputs = features.mnist(settings.mnist_dir, neurons, count), "MNIST"
+        else:
+            y0, inputs = features.digits(neurons, count), "digits"
+        yield f"challenge {name}, {count} {inputs}", lambda n=neurons, k=layers: radixnet.layers(n, k), y0
+    generator = np.random.default_rng(0)
+    neurons, layers, count = _RANDOM
+    rows = np.full(neurons, challenge.EDGES_PER_NEURON)
+    random = SparseNetwork(tuple(random_layer(generator, neurons, rows, bias=0.05) for _ in range(layers)))
+    yield f"random {neurons}x{layers}, {count} random", lambda: random, generator.random((count, neurons), np.float32)
+    if settings.trained:
+        trained = trained_network(settings.trained)
+        y0 = generator.random((60_000, trained.inputs), np.float32)
+        yield f"trained 128x{len(trained.layers)}, {len(y0)} random", lambda: trained, y0
+
+
+def measure(name: str, network: Callable[[], Any], y0: np.ndarray, repeats: int) -> dict[str, Any]:
+    """Seconds and figures of one network with every setting."""
+    on_device = jax.device_put(y0)
+    runs, figures, answers = {}, {}, {}
+    for compress in COMPRESS:
+        start = time.perf_counter()
+        source = network()
+        plan = build_plan(source, compress=compress, **({} if isinstance(source, SparseNetwork) else {"cap": 32.0}))
+        seconds = time.perf_counter() - start
+        compiled = ops.categories.lower(plan, on_device).compile()
+        answers[compress] = np.asarray(compiled(plan, on_device))
+        runs[compress] = lambda compiled=compiled, plan=plan: jax.block_until_ready(compiled(plan, on_device))
+        figures[compress] = {
+            "read_and_plan_seconds": seconds,
+            "edges": plan.edges,
+            "multiplied_edges": int(plan.multiplied_edges.sum()),
+        }
+    times: dict[str, list[float]] = {compress: [] for compress in COMPRESS}
+    for _ in range(repeats):
+        for compress, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[compress].append(time.perf_counter() - start)
+    for compress, seconds in times.items():
+        np.testing.assert_array_equal(answers[compress], answers["none"], err_msg=f"{name}, --compress={compress}")
+        figures[compress] |= {"seconds": statistics.median(seconds), "seconds_of_repeats": seconds}
+    return figures
+
+
+def main() -> None:
+    """Measures, prints a table and writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="benchmarks/results/compress.json")
+    parser.add_argument("--networks", default="1024x120")
+    parser.add_argument("--mnist_dir", help="folder of the MNIST files in IDX form; digits without it")
+    parser.add_argument("--trained", help="archive of the trained network")
+    parser.add_argument("--repeats", type=int, default=9)
+    settings = parser.parse_args()
+    result: dict[str, Any] = {
+        "device": report.device(),
+        "versions": report.versions(),
+        "command": shlex.join(["python", *sys.argv]),
+        "timed": f"device-resident input to categories; median of {settings.repeats} in turn, after one warm-up each",
+        "load_before": os.getloadavg()[0],
+        "networks": {},
+    }
+    for name, network, y0 in networks(settings):
+        figures = measure(name, network, y0, settings.repeats)
+        result["networks"][name] = figures
+        for compress, figure in figures.items():
+            ratio = figures["none"]["seconds"] / figure["seconds"]
+            share = figure["multiplied_edges"] / figure["edges"]
+            print(
+                f"{name:<40} {compress:<8} {report.duration(figure['seconds']):>9}  {ratio:5.2f} x as fast as none  "
+                f"{share:6.1%} of the edges  read and plan {report.duration(figure['read_and_plan_seconds'])}"
+            )
+        report.write_json(settings.output, result)
+    print(f"wrote {settings.output}: {json.dumps(result['versions'])}")
+
+
+if __name__ == "__main__":
+    main()
