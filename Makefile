@@ -33,7 +33,7 @@ lint: $(LINT_READY)
 
 # These two run where the GPU is, with that machine's own Python, JAX and nvcc, and without a network.
 gpu-check: gpu-install
-	PYTHONSAFEPATH=1 SPDNN_REQUIRE_CUDA=1 $(PYTHON) -m pytest -q
+	PYTHONSAFEPATH=1 SPDNN_REQUIRE_CUDA=1 XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m pytest -q
 	$(PYTHON) benchmarks/sanitize.py
 
 # make gpu-bench BENCH='--only=networks --mnist_dir=.carry' chooses what is measured.

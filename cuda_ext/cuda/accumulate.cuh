@@ -12,23 +12,31 @@
 
 namespace spdnn::cuda {
 
-// Where a layer's sections are read: device memory, or a copy of them in shared memory.
+// Where a layer's sections are read: device memory, or a copy of them in shared memory. `Offset` counts elements.
 struct GlobalWords {
+  using Offset = int64_t;
   const uint32_t* words;  // of the whole plan
 
   template <typename T>
-  __device__ T load(int64_t word, int64_t element) const {
-    return __ldg(reinterpret_cast<const T*>(words + word) + element);
+  struct View {
+    const T* data;
+    __device__ T operator[](int64_t element) const { return __ldg(data + element); }
+  };
+
+  template <typename T>
+  __device__ View<T> at(int64_t word) const {
+    return {reinterpret_cast<const T*>(words + word)};
   }
 };
 
 struct SharedWords {
+  using Offset = int;
   const uint32_t* words;  // of the layer
   int64_t first_word;     // the plan's word that stands first
 
   template <typename T>
-  __device__ T load(int64_t word, int64_t element) const {
-    return reinterpret_cast<const T*>(words + (word - first_word))[element];
+  __device__ const T* at(int64_t word) const {
+    return reinterpret_cast<const T*>(words + static_cast<int>(word - first_word));
   }
 };
 
@@ -66,21 +74,29 @@ struct Unit {
   }
 };
 
-// The values of one edge for the outputs of a unit, in loads as wide as may be.
-template <int kOutputs, typename Words>
-__device__ __forceinline__ void load_values(const Words& words, int64_t word, int64_t element,
-                                            float (&values)[kOutputs]) {
-  if constexpr (kOutputs % 4 == 0) {
+// The stored values of a chunk's edges for the outputs of a unit, in loads of 16 bytes. `position` is the chunk's in
+// the run. Groups of one or two outputs have the values of a chunk side by side.
+template <int kOutputs, typename View, typename Offset>
+__device__ __forceinline__ void load_values(const View& values, Offset position, int group_outputs, int first_output,
+                                            float (&result)[kEdgeChunk][kOutputs]) {
+  if constexpr (kOutputs < 4) {
+    float* flat = result[0];
 #pragma unroll
-    for (int r = 0; r < kOutputs; r += 4) {
-      const float4 four = words.template load<float4>(word, (element + r) / 4);
-      values[r] = four.x, values[r + 1] = four.y, values[r + 2] = four.z, values[r + 3] = four.w;
+    for (int k = 0; k < kOutputs; ++k) {
+      const float4 four = values[position * kOutputs + k];
+      flat[4 * k] = four.x, flat[4 * k + 1] = four.y, flat[4 * k + 2] = four.z, flat[4 * k + 3] = four.w;
     }
-  } else if constexpr (kOutputs == 2) {
-    const float2 two = words.template load<float2>(word, element / 2);
-    values[0] = two.x, values[1] = two.y;
   } else {
-    values[0] = words.template load<float>(word, element);
+#pragma unroll
+    for (int edge = 0; edge < kEdgeChunk; ++edge) {
+      const Offset first = (position * kEdgeChunk + edge) * (group_outputs / 4) + first_output / 4;
+#pragma unroll
+      for (int r = 0; r < kOutputs; r += 4) {
+        const float4 four = values[first + r / 4];
+        result[edge][r] = four.x, result[edge][r + 1] = four.y, result[edge][r + 2] = four.z,
+        result[edge][r + 3] = four.w;
+      }
+    }
   }
 }
 
@@ -90,57 +106,58 @@ template <int kOutputs, int kVector, bool kStored, bool kAhead, typename Index, 
 __device__ __forceinline__ void accumulate(const PlanRun& run, const Unit& unit, const Words& words, const Load& load,
                                            float (&sums)[kOutputs][kVector]) {
   using Chunk = IndexChunk<Index>;
+  using Offset = typename Words::Offset;
   const int chunks = static_cast<int>(run.edges) / kEdgeChunk;
   if (chunks == 0) return;
-  const int64_t first_chunk = static_cast<int64_t>(unit.slice) * chunks + unit.lane;
   const float shared_value = static_cast<float>(run.value);
   const int group_outputs = static_cast<int>(run.group_outputs);
-  int64_t next_chunk = first_chunk;
-  auto load_chunk = [&] {
-    const Chunk chunk = words.template load<Chunk>(run.index_offset, next_chunk);
-    next_chunk += unit.width;
-    return chunk;
-  };
-  auto load_features = [&](const Chunk& indices, float (&features)[kEdgeChunk][kVector]) {
+  const auto indices = words.template at<Chunk>(run.index_offset);
+  const auto values = words.template at<float4>(kStored ? run.value_offset : run.index_offset);
+  Offset position = static_cast<Offset>(unit.slice) * chunks + unit.lane;  // of the chunk to be multiplied
+  auto load_features = [&](const Chunk& chunk, float (&features)[kEdgeChunk][kVector]) {
 #pragma unroll
-    for (int edge = 0; edge < kEdgeChunk; ++edge) load(index_of(indices, edge), features[edge]);
+    for (int edge = 0; edge < kEdgeChunk; ++edge) load(index_of(chunk, edge), features[edge]);
   };
-  int64_t next_value = first_chunk * kEdgeChunk * group_outputs + unit.first_output;
   auto multiply = [&](const float (&features)[kEdgeChunk][kVector]) {
+    float stored[kEdgeChunk][kOutputs];
+    if constexpr (kStored) load_values(values, position, group_outputs, unit.first_output, stored);
+    position += unit.width;
 #pragma unroll
     for (int edge = 0; edge < kEdgeChunk; ++edge) {
-      float values[kOutputs];
-      if constexpr (kStored) load_values(words, run.value_offset, next_value + edge * group_outputs, values);
 #pragma unroll
       for (int r = 0; r < kOutputs; ++r) {
 #pragma unroll
         for (int v = 0; v < kVector; ++v) {
-          sums[r][v] = fmaf(kStored ? values[r] : shared_value, features[edge][v], sums[r][v]);
+          sums[r][v] = fmaf(kStored ? stored[edge][r] : shared_value, features[edge][v], sums[r][v]);
         }
       }
     }
-    next_value += static_cast<int64_t>(unit.width * kEdgeChunk * group_outputs);
   };
-  Chunk next = load_chunk();
+  Chunk next = indices[position];
+  Offset next_position = position + unit.width;
+  auto load_next = [&] {
+    next = indices[next_position];
+    next_position += unit.width;
+  };
   if constexpr (!kAhead) {
     for (int chunk = 0; chunk < chunks; ++chunk) {
       float x[kEdgeChunk][kVector];
       load_features(next, x);
-      if (chunk + 1 < chunks) next = load_chunk();
+      if (chunk + 1 < chunks) load_next();
       multiply(x);
     }
   } else {
     float x[2][kEdgeChunk][kVector];
     load_features(next, x[0]);
-    if (chunks > 1) next = load_chunk();
+    if (chunks > 1) load_next();
     int chunk = 0;
     for (; chunk + 2 <= chunks; chunk += 2) {
       load_features(next, x[1]);
-      if (chunk + 2 < chunks) next = load_chunk();
+      if (chunk + 2 < chunks) load_next();
       multiply(x[0]);
       if (chunk + 2 < chunks) {
         load_features(next, x[0]);
-        if (chunk + 3 < chunks) next = load_chunk();
+        if (chunk + 3 < chunks) load_next();
       }
       multiply(x[1]);
     }
@@ -154,30 +171,36 @@ __device__ __forceinline__ void start_with_bias(const PlanLayer& layer, const Pl
                                                 const Words& words, const Scale& scale,
                                                 float (&sums)[kOutputs][kVector]) {
   const int slot = unit.first_slot(run);
+  if (layer.bias_offset < 0) {
+    const float start = static_cast<float>(layer.bias) * scale.per_unit;
+#pragma unroll
+    for (int r = 0; r < kOutputs; ++r) {
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) sums[r][v] = opaque(start);
+    }
+    return;
+  }
+  const auto biases = words.template at<float>(layer.bias_offset);
 #pragma unroll
   for (int r = 0; r < kOutputs; ++r) {
-    const float start = layer.bias_offset < 0 ? static_cast<float>(layer.bias)
-                                              : words.template load<float>(layer.bias_offset, slot + r * unit.width);
+    const float start = biases[slot + r * unit.width] * scale.per_unit;
 #pragma unroll
-    for (int v = 0; v < kVector; ++v) sums[r][v] = opaque(start * scale.per_unit);
+    for (int v = 0; v < kVector; ++v) sums[r][v] = opaque(start);
   }
 }
 
-// Clips the sums to 0 .. cap. Returns a bit for each feature that some output leaves active.
+// Clips the sums. Returns a bit for each feature that some output leaves active.
 template <int kOutputs, int kVector>
 __device__ __forceinline__ uint32_t clip_all(float (&sums)[kOutputs][kVector], const Scale& scale) {
-  uint32_t bits[kVector] = {};
-#pragma unroll
-  for (int r = 0; r < kOutputs; ++r) {
-#pragma unroll
-    for (int v = 0; v < kVector; ++v) {
-      sums[r][v] = scale.clip(sums[r][v]);
-      bits[v] |= __float_as_uint(sums[r][v]);
-    }
-  }
+  scale.clip(reinterpret_cast<float (&)[kOutputs * kVector]>(sums));
   uint32_t active = 0;
 #pragma unroll
-  for (int v = 0; v < kVector; ++v) active |= static_cast<uint32_t>((bits[v] << 1) != 0) << v;  // -0.0 is zero
+  for (int v = 0; v < kVector; ++v) {
+    uint32_t bits = 0;
+#pragma unroll
+    for (int r = 0; r < kOutputs; ++r) bits |= __float_as_uint(sums[r][v]);
+    active |= static_cast<uint32_t>((bits << 1) != 0) << v;  // -0.0 is zero
+  }
   return active;
 }
 

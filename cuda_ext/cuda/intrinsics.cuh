@@ -14,6 +14,11 @@ __device__ __forceinline__ float opaque(float value) {
   return value;
 }
 
+__device__ __forceinline__ uint32_t opaque(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // Starts to copy 8 or 16 bytes from device memory to shared memory, past the registers.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* target, const void* source) {

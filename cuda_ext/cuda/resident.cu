@@ -76,14 +76,16 @@ __device__ __forceinline__ void store_vector(float* address, const float (&x)[kV
 // One run of one layer from `in` to `out`. Returns a bit for each of the thread's features that some output made
 // active.
 template <int kVector, int kOutputs, bool kStored, typename Words>
-__device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const PlanRun& run, const Words& words,
+__device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const PlanRun run, const Words& words,
                                                 const Scale& scale, const Columns& columns, const float* in,
                                                 float* out) {
   const int lane = threadIdx.x & (columns.lanes() - 1);
   const int stride = columns.count();
   const int groups = static_cast<int>(run.groups);
   const int units = groups * (static_cast<int>(run.group_outputs) / kOutputs);
-  const float* column = in + lane * kVector;
+  const char* column = reinterpret_cast<const char*>(in + lane * kVector);
+  // One multiply-add makes an address of an index, if the compiler does not know that it could shift and add.
+  const uint32_t stride_bytes = opaque(static_cast<uint32_t>(stride * sizeof(float)));
   uint32_t active = 0;
   for (int u = threadIdx.x >> columns.lane_bits; u < units; u += blockDim.x >> columns.lane_bits) {
     const Unit unit = Unit::at(u, groups, kOutputs);
@@ -91,7 +93,10 @@ __device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const Pl
     start_with_bias(layer, run, unit, words, scale, sums);
     accumulate<kOutputs, kVector, kStored, !kStored, uint16_t>(
         run, unit, words,
-        [=](uint32_t index, float (&x)[kVector]) { load_vector<kVector>(column + index * stride, x); }, sums);
+        [=](uint32_t index, float (&x)[kVector]) {
+          load_vector<kVector>(reinterpret_cast<const float*>(column + index * stride_bytes), x);
+        },
+        sums);
     active |= clip_all(sums, scale);
     float* target = out + unit.first_slot(run) * stride + lane * kVector;
 #pragma unroll

@@ -25,9 +25,16 @@ struct Scale {
   }
 
 #ifdef __CUDACC__
-  // NaN becomes 0.
-  __device__ __forceinline__ float clip(float value) const {
-    return cap == 1 ? __saturatef(value) : fminf(fmaxf(value, 0.0f), cap);
+  // Clips all of them; NaN becomes 0. One branch for all: in each one's way, a compiler would issue both.
+  template <int kCount>
+  __device__ __forceinline__ void clip(float (&values)[kCount]) const {
+    if (cap == 1) {
+#pragma unroll
+      for (float& value : values) value = __saturatef(value);
+    } else {
+#pragma unroll
+      for (float& value : values) value = fminf(fmaxf(value, 0.0f), cap);
+    }
   }
 #endif
 };

@@ -145,14 +145,14 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();  // all are through with the buffer
       if (buffers == 1) load(s + 1);
     }
+    step.scale.clip(sums);
     uint32_t bits = 0;
     float* target = step.target + tiled_offset(place, first_slot, layer.outputs);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (first_slot + r >= layer.outputs) break;
-      const float y = step.scale.clip(sums[r]);
-      target[r * kTile] = y;
-      bits |= __float_as_uint(y);
+      target[r * kTile] = sums[r];
+      bits |= __float_as_uint(sums[r]);
     }
     const bool active = (bits << 1) != 0;  // -0.0 is zero
     if (active && place < count && !step.flags[place]) step.flags[place] = 1;

@@ -5,7 +5,10 @@
 
 namespace spdnn::cuda {
 
-inline float opaque(float value) { return value; }
+template <typename T>
+T opaque(T value) {
+  return value;
+}
 
 template <int kBytes>
 void copy_async(void* target, const void* source) {
