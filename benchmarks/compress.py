@@ -8,6 +8,7 @@ and features; a random network (32 random inputs an output, normally distributed
 """
 
 import argparse
+import functools
 import json
 import os
 import shlex
@@ -28,8 +29,8 @@ from spdnn_jax.simplify import COMPRESS
 _RANDOM = (1024, 40, 10_000)  # neurons, layers, features
 
 
-def networks(settings: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any], np.ndarray]]:
-    """Name, what gives the network or its layers, and the input of each network."""
+def networks(settings: argparse.Namespace) -> Iterator[tuple[str, Callable[[], SparseNetwork], np.ndarray]]:
+    """Name, what reads or makes it, and the input of each network."""
     for name in settings.networks.split(","):
         neurons, layers = map(int, name.split("x"))
         count = challenge.FEATURES
@@ -37,7 +38,7 @@ def networks(settings: argparse.Namespace) -> Iterator[tuple[str, Callable[[], A
             y0, inputs = features.mnist(settings.mnist_dir, neurons, count), "MNIST"
         else:
             y0, inputs = features.digits(neurons, count), "digits"
-        yield f"challenge {name}, {count} {inputs}", lambda n=neurons, k=layers: radixnet.layers(n, k), y0
+        yield f"challenge {name}, {count} {inputs}", functools.partial(radixnet.network, neurons, layers), y0
     generator = np.random.default_rng(0)
     neurons, layers, count = _RANDOM
     rows = np.full(neurons, challenge.EDGES_PER_NEURON)
@@ -49,14 +50,13 @@ def networks(settings: argparse.Namespace) -> Iterator[tuple[str, Callable[[], A
         yield f"trained 128x{len(trained.layers)}, {len(y0)} random", lambda: trained, y0
 
 
-def measure(name: str, network: Callable[[], Any], y0: np.ndarray, repeats: int) -> dict[str, Any]:
+def measure(name: str, network: Callable[[], SparseNetwork], y0: np.ndarray, repeats: int) -> dict[str, Any]:
     """Seconds and figures of one network with every setting."""
     on_device = jax.device_put(y0)
     runs, figures, answers = {}, {}, {}
     for compress in COMPRESS:
         start = time.perf_counter()
-        source = network()
-        plan = build_plan(source, compress=compress, **({} if isinstance(source, SparseNetwork) else {"cap": 32.0}))
+        plan = build_plan(network(), compress=compress)
         seconds = time.perf_counter() - start
         compiled = ops.categories.lower(plan, on_device).compile()
         answers[compress] = np.asarray(compiled(plan, on_device))
