@@ -110,7 +110,8 @@ def _main(arguments: list[str]) -> int:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _fail(f"out of memory: {_one_line(error)}: lower --features")
+        needed = _one_line(error) or "the host has too little"
+        return _fail(f"out of memory: {needed}: lower --stream_features, --stream_layers, or --features")
     except KeyboardInterrupt:
         print("spdnn: interrupted", file=sys.stderr)
         return 130  # as a shell reports it
@@ -166,6 +167,8 @@ def _run(_: list[str]) -> int:
     share = _timed(seconds, "inputs", _read_features)
     if share.shape[1] != plan.inputs:
         raise ValueError(f"the features have {share.shape[1]} neurons, the network has {plan.inputs} inputs")
+    if backend == "cuda":
+        print(f"spdnn: {plan.summary(FLAGS.features).splitlines()[-1]}", file=sys.stderr)
     runner, settings = _runner(plan, share, "xla" if backend == "xla" else "auto")
     inference_seconds, alive, active = _infer(runner, share, seconds)
     profile = _profile(plan, share, backend, seconds) if FLAGS.profile_layers else None

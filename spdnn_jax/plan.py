@@ -12,7 +12,7 @@ import numpy as np
 
 from spdnn_jax import planner
 from spdnn_jax._extras import require
-from spdnn_jax._native import core, usable_cores
+from spdnn_jax._native import core, cuda_workspace_bytes, has_cuda_library, usable_cores
 from spdnn_jax.layout import PlanTable, cut
 from spdnn_jax.network import SparseLayer, SparseNetwork, check_cap, native_arrays
 from spdnn_jax.simplify import COMPRESS, Compress, Simplified
@@ -123,8 +123,12 @@ class Plan:
         """Size of the plan in bytes."""
         return int(self.table.header["words"]) * 4
 
-    def summary(self) -> str:
-        """Figures of the plan for people: sizes, what was merged where, and how the outputs stand in row groups."""
+    def summary(self, features: int | None = None) -> str:
+        """Figures of the plan for people: sizes, what was merged where, and how the outputs stand in row groups.
+
+        Args:
+            features: Say, too, what memory a call with so many features takes on a GPU.
+        """
         runs = self.table.runs
         outputs = runs["groups"] * runs["group_outputs"]
         stored = int((runs["groups"] * runs["edges"] * runs["group_outputs"]).sum())
@@ -142,8 +146,20 @@ class Plan:
                 f"edges with padding: {stored:,} ({100 * (stored / max(multiplied, 1) - 1):.1f}% more than without), "
                 f"{100 * (runs['value_offset'] < 0).mean():.1f}% of the runs hold no values, one weight serves them",
                 f"on CUDA: {planner.schedule(self.table, self.kernel).reason}",
+                *([] if features is None else [self._summary_of_memory(features)]),
             ]
         )
+
+    def _summary_of_memory(self, features: int) -> str:
+        if not has_cuda_library():
+            return "device memory: not known, spdnn_jax was installed without CUDA"
+        parts = {
+            "plan": self.nbytes,
+            "input as bytes": features * self.inputs,
+            "workspace": cuda_workspace_bytes(self.table.records, features),
+        }
+        listed = ", ".join(f"{size / 2**20:,.1f} MiB of {name}" for name, size in parts.items())
+        return f"device memory for {features:,} features: {sum(parts.values()) / 2**20:,.1f} MiB ({listed})"
 
     def split(self, layers: int) -> Iterator["Plan"]:
         """Cuts the plan into plans of so many layers, the last one perhaps of fewer, made as they are asked for.

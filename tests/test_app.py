@@ -108,6 +108,15 @@ def test_profile_and_plot(tmp_path: Path) -> None:
         figure.unlink()
 
 
+def test_too_little_memory_is_said(tmp_path: Path) -> None:
+    """With what was needed and the flags that help, not with a traceback."""
+    done = spdnn(*SMALL, "--features=10000000000000")
+    assert done.returncode == 1
+    assert "spdnn: error: out of memory: Unable to allocate" in done.stderr
+    assert "lower --stream_features, --stream_layers, or --features" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_bench_gathers_reports(tmp_path: Path) -> None:
     flagfile = tmp_path / "small.flags"
     flagfile.write_text("\n".join(SMALL) + "\n")

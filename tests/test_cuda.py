@@ -14,10 +14,12 @@ from spdnn_jax import (
     features,
     infer,
     ops,
+    pieces,
     planner,
     radixnet,
     reference,
 )
+from spdnn_jax.simplify import Compress
 from tests.conftest import dense_reference, random_network
 
 FAMILIES = ("staged", "grouped", "resident")
@@ -57,6 +59,23 @@ def test_the_planner_looks_at_the_width() -> None:
     assert planner.schedule(narrow.table).families == ["resident"]
     assert planner.schedule(wide.table).families == ["staged"]
     assert "staged for 1 (wider, fewer than 2 outputs in a row group)" in wide.summary()
+
+
+@pytest.mark.skipif(not _native.has_cuda_library(), reason="built without CUDA")
+@pytest.mark.parametrize("compress", ["none", "full"])
+def test_the_memory_of_a_call_is_known_before(compress: Compress) -> None:
+    """What the summary says, what the handler asks for, and what a run is cut by are one truth."""
+    plan, count = build_plan(radixnet.layers(1024, 20), compress=compress), 10_000
+    workspace = _native.cuda_workspace_bytes(plan.table.records, count)
+    summary = plan.summary(count)
+    assert f"{workspace / 2**20:,.1f} MiB of workspace" in summary
+    memory = int((plan.nbytes + count * 1024 + workspace) * 1.2)
+    fit = pieces.fit(plan.table, count, 1024, 1, memory)
+    assert (fit.layers, fit.features) == (plan.layers, count)
+    fewer = pieces.fit(plan.table, count, 1024, 1, memory // 2)
+    needed = fewer.features * 1024 + _native.cuda_workspace_bytes(plan.table.records, fewer.features)
+    assert 0 < fewer.features < count
+    assert plan.nbytes + needed < memory // 2
 
 
 def test_an_unknown_family_is_refused() -> None:
