@@ -36,6 +36,9 @@ struct LayerOrder {
 
 namespace {
 
+// Inputs of a layer that may be kept in shared memory: two buffers of one feature take all of it.
+constexpr int64_t kWidestShared = 28 * 1024;
+
 // Padded row length. Coarser for long rows, so that a layer of many different lengths has few runs: at most one
 // eighth of the edges is padding beyond the multiple of 4.
 int64_t padded_edges(int64_t edges) {
@@ -278,6 +281,8 @@ class Emission {
     record.groups = static_cast<int64_t>(run.groups.size());
     record.first_slot = run.first_slot;
     const int64_t group_edges = record.groups * record.edges;
+    edge_order_.clear();
+    if (run.group_outputs == 1 && layer_.inputs <= kWidestShared && !order_.is_staged) spread_over_banks(run);
     record.index_offset = reserve(group_edges * built_.layer.index_bits / 8);
     if (built_.layer.index_bits == 16) {
       emit_indices<uint16_t>(run, record.index_offset);
@@ -292,6 +297,45 @@ class Emission {
       emit_values(run, record.value_offset);
     }
     built_.runs.push_back(record);
+  }
+
+  // Orders the edges of each group, so that neighbouring groups read inputs whose slots differ modulo 8, 4 and 2 at a
+  // time: a GPU's threads of such groups then find their activations in different banks of shared memory. Larger groups
+  // read so little beside what they multiply that it does not matter.
+  void spread_over_banks(const LayerOrder::Run& run) {
+    constexpr int kClasses = 8;
+    std::vector<int32_t> by_class(run.edges);
+    edge_order_.resize(run.groups.size() * run.edges);
+    int32_t* next = edge_order_.data();
+    for (size_t group = 0; group < run.groups.size(); ++group) {
+      const int32_t row = order_.members[run.groups[group].first_member];
+      const int64_t begin = layer_.indptr[row], edges = layer_.indptr[row + 1] - begin;
+      int32_t first[kClasses + 1] = {}, end[kClasses];  // of each class in by_class
+      for (int64_t edge = 0; edge < edges; ++edge) ++first[slot_of_input(layer_.indices[begin + edge]) % kClasses + 1];
+      for (int k = 0; k < kClasses; ++k) first[k + 1] += first[k];
+      std::copy_n(first, kClasses, end);
+      for (int64_t edge = 0; edge < edges; ++edge) {
+        by_class[end[slot_of_input(layer_.indices[begin + edge]) % kClasses]++] = static_cast<int32_t>(edge);
+      }
+      for (int64_t edge = 0; edge < edges; ++edge) {
+        const int wanted = static_cast<int>((edge + static_cast<int64_t>(group)) % kClasses);
+        int chosen = wanted;
+        for (int modulus = kClasses / 2; end[chosen] == first[chosen]; modulus /= 2) {  // the fullest of those near it
+          for (int k = wanted % modulus; k < kClasses; k += modulus) {
+            if (end[k] - first[k] > end[chosen] - first[chosen]) chosen = k;
+          }
+        }
+        *next++ = by_class[--end[chosen]];
+      }
+      for (int64_t edge = edges; edge < run.edges; ++edge) *next++ = static_cast<int32_t>(edge);
+    }
+  }
+
+  int32_t slot_of_input(int32_t input) const { return input_slot_ ? input_slot_[input] : input; }
+
+  // Where an edge of the padded run stands in its rows.
+  int64_t edge_in_row(const LayerOrder::Run& run, int64_t group, int64_t edge) const {
+    return edge_order_.empty() ? edge : edge_order_[group * run.edges + edge];
   }
 
   // Calls visit(group, edge, element) for each edge of the padded run, `element` counting as spdnn_layout.h says.
@@ -314,8 +358,8 @@ class Emission {
     for_each_edge(run, [&](int64_t group, int64_t edge, int64_t element) {
       const int32_t row = order_.members[run.groups[group].first_member];
       const int64_t begin = layer_.indptr[row], last = layer_.indptr[row + 1] - 1;
-      const int32_t input = layer_.indices[std::min(begin + edge, last)];
-      indices[element] = static_cast<Index>(input_slot_ ? input_slot_[input] : input);
+      const int32_t input = layer_.indices[std::min(begin + edge_in_row(run, group, edge), last)];
+      indices[element] = static_cast<Index>(slot_of_input(input));
     });
   }
 
@@ -325,7 +369,7 @@ class Emission {
     for_each_edge(run, [&](int64_t group, int64_t edge, int64_t element) {
       for (int64_t r = 0; r < run.group_outputs; ++r) {
         const int32_t row = order_.members[run.groups[group].first_member + r];
-        const int64_t position = layer_.indptr[row] + edge;
+        const int64_t position = layer_.indptr[row] + edge_in_row(run, group, edge);
         const bool padding = position >= layer_.indptr[row + 1];
         values[element * run.group_outputs + r] = padding ? 0.0f : layer_.values[stored ? position : 0];
       }
@@ -364,6 +408,7 @@ class Emission {
   const LayerOrder& order_;
   const int32_t* input_slot_;
   bool single_valued_ = false;
+  std::vector<int32_t> edge_order_;  // of the run in work, where its edges do not stand as they came
   BuiltLayer built_;
 };
 

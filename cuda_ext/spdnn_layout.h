@@ -8,9 +8,9 @@
 //
 // A layer holds its output neurons as *row groups*: outputs with the same set of inputs. All groups of one *run* have
 // the same number of outputs (a power of two) and the same number of edges (a multiple of 4; a shorter row repeats an
-// input of its own with weight 0). A run is cut into *slices* of 32 groups, the last one narrower, so that a GPU warp
-// reads the indices of its lanes' groups coalesced, four edges at a time (sliced ELL, section III.B of arXiv
-// 2007.14152, with groups in the place of rows). Inside a slice of `width` groups:
+// input of its own with weight 0); edges of a group stand in any order. A run is cut into *slices* of 32 groups, the
+// last one narrower, so that a GPU warp reads the indices of its lanes' groups coalesced, four edges at a time (sliced
+// ELL, section III.B of arXiv 2007.14152, with groups in the place of rows). Inside a slice of `width` groups:
 //
 //   index of edge e of group g             at element ((e / 4) * width + g) * 4 + e % 4
 //   value of edge e, output r of group g   at element (((e / 4) * width + g) * 4 + e % 4) * group_outputs + r
@@ -104,7 +104,7 @@ struct PlanRun {
 #undef SPDNN_DECLARE_FIELD
 
 // One stage of a block. Offsets are counted in words from the layer's `staged_offset`. A chunk is kEdgeChunk edges of
-// one row. The edges of a row keep the order of their inputs' slots, through the stages.
+// one row.
 struct StagedStage {
   uint32_t map_offset;    // uint32[map_count]: slots of the inputs, ascending
   uint32_t map_count;     // kStagedInputs at most

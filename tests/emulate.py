@@ -5,9 +5,11 @@ waits and barriers (threads run in random order between barriers), barriers that
 show: speed, the memory model, what the compiler for the GPU makes of the code. `make gpu-check` does.
 """
 
+import functools
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,9 +28,16 @@ _LAUNCH = re.compile(r"(\w+)<<<(.*?)>>>\((.*?)\);", re.DOTALL)
 _DYNAMIC_SHARED = re.compile(r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];")
 
 
+@functools.cache
 def missing() -> str | None:
     """Why the kernels cannot be emulated here, or None."""
-    return None if shutil.which("g++") else "g++ is not found"
+    if not shutil.which("g++"):
+        return "g++ is not found"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "empty.cc"
+        source.write_text("int main() {}")
+        tried = _run("g++", *_OPTIONS, source, "-o", source.with_suffix(""))
+    return None if tried.returncode == 0 else "g++ has no address sanitizer"
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,10 @@ def test_features_that_die_and_revive(emulator: emulate.Emulator, family: planne
     result = emulator.run(build_plan(dying, kernel=family), y0)
     check(result, dying, y0)
     np.testing.assert_array_equal(result.active, expected.active)
+    if family == "resident":  # and all of them in one launch, in which memory of earlier layers is used again
+        result = emulator.run(build_plan(dying), y0, steps=[planner.Step("resident", 0, 12)])
+        check(result, dying, y0)
+        np.testing.assert_array_equal(result.active, expected.active)
     revived = SparseNetwork((*layers[:6], SparseLayer.from_scipy(scipy.sparse.eye_array(256).tocsr(), bias=0.25)))
     check(emulator.run(build_plan(revived, kernel=family), y0), revived, y0)
 
@@ -197,6 +201,24 @@ def test_equal_features_are_counted_and_answered_for(emulator: emulate.Emulator)
     result = emulator.run(plan, y0, steps=search_after(1, 3))
     check(result, network, y0)
     np.testing.assert_array_equal(result.active, [85, 85, 85])
+
+
+@pytest.mark.parametrize("family", ["grouped", "staged"])
+def test_equal_features_among_survivors(emulator: emulate.Emulator, family: planner.Action) -> None:
+    """Where features have died, the survivors do not stand at their own numbers."""
+    generator = np.random.default_rng(0)
+    y0 = (generator.random((150, 256)) < generator.random((150, 1))).astype(np.uint8)
+    y0[100:] = y0[:50]
+    network = SparseNetwork(tuple(radixnet.layers(256, 8)))
+    expected = reference.infer(network.layers, y0)
+    assert len(set(expected.active)) > 3, "they die layer by layer"
+    plan = build_plan(network, compress="full", kernel="staged")
+    steps = [planner.Step(family, layer, layer + 1) for layer in range(8)]
+    for layer in (5, 3, 1):
+        steps.insert(layer, planner.Step("equal features", layer, layer))
+    result = emulator.run(plan, y0, steps=steps)
+    check(result, network, y0)
+    np.testing.assert_array_equal(result.active, expected.active)
 
 
 @pytest.mark.parametrize("activations", [True, False])

@@ -29,6 +29,25 @@ def test_outputs_without_common_inputs_make_groups_of_one() -> None:
     assert set(plan.table.runs["group_outputs"]) == {1}
 
 
+@pytest.mark.parametrize("inputs", [256, 1024])
+def test_neighbouring_outputs_read_different_banks(inputs: int) -> None:
+    """Four outputs side by side read slots that differ modulo 4 most of the time; by chance, two of them would not."""
+    generator = np.random.default_rng(0)
+    dense = np.zeros((inputs, 128))
+    for output in range(128):
+        dense[generator.choice(inputs, 32, replace=False), output] = generator.normal(size=32)
+    network = SparseNetwork((SparseLayer.from_dense(dense, -0.1),))
+    plan = build_plan(network, kernel="resident")
+    (run,) = plan.table.runs
+    words = np.asarray(plan.words)[run["index_offset"] :][: run["groups"] * run["edges"] // 2]
+    slots = words.view(np.uint16).reshape(4, 8, 32, 4)  # slice, chunk, group, edge
+    banks = slots.transpose(0, 1, 3, 2).reshape(-1, 4) % 4  # of four groups at one edge
+    fullest = np.stack([(banks == bank).sum(axis=1) for bank in range(4)]).max(axis=0)
+    assert fullest.mean() < 1.5
+    y0 = generator.random((5, inputs), np.float32)
+    np.testing.assert_allclose(infer(plan, y0), dense_reference(network, y0), atol=1e-4)
+
+
 @pytest.mark.parametrize("outputs", [1, 2, 13, 31, 32, 33, 64, 100])
 def test_a_set_of_outputs_is_cut_into_powers_of_two(outputs: int) -> None:
     """13 outputs of one set of inputs become groups of 8, 4 and 1; none is padded."""
