@@ -29,7 +29,7 @@ lint: $(LINT_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'tests/emulator/*' 'cuda_ext/*.h' 'cuda_ext/*.cc' 'cuda_ext/*.cu' 'cuda_ext/*.cuh')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'tests/emulator/*.h' 'tests/emulator/*.cc' 'tests/emulator/*.cuh' 'cuda_ext/*.h' 'cuda_ext/*.cc' 'cuda_ext/*.cu' 'cuda_ext/*.cuh')
 
 # These two run where the GPU is, with that machine's own Python, JAX and nvcc, and without a network.
 gpu-check: gpu-install

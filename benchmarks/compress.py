@@ -23,7 +23,11 @@ import numpy as np
 from random_layers import random_layer
 from trained_network import trained_network
 
-from spdnn_jax import SparseNetwork, build_plan, challenge, features, ops, radixnet, report
+from spdnn_jax import SparseNetwork, build_plan, ops
+from spdnn_jax.command_line import report
+from spdnn_jax.graph_challenge import radixnet
+from spdnn_jax.graph_challenge.inputs import digits, mnist
+from spdnn_jax.graph_challenge.networks import EDGES_PER_NEURON, FEATURES
 from spdnn_jax.simplify import COMPRESS
 
 _RANDOM = (1024, 40, 10_000)  # neurons, layers, features
@@ -33,15 +37,15 @@ def networks(settings: argparse.Namespace) -> Iterator[tuple[str, Callable[[], S
     """Name, what reads or makes it, and the input of each network."""
     for name in settings.networks.split(","):
         neurons, layers = map(int, name.split("x"))
-        count = challenge.FEATURES
+        count = FEATURES
         if settings.mnist_dir:
-            y0, inputs = features.mnist(settings.mnist_dir, neurons, count), "MNIST"
+            y0, inputs = mnist(settings.mnist_dir, neurons, count), "MNIST"
         else:
-            y0, inputs = features.digits(neurons, count), "digits"
+            y0, inputs = digits(neurons, count), "digits"
         yield f"challenge {name}, {count} {inputs}", functools.partial(radixnet.network, neurons, layers), y0
     generator = np.random.default_rng(0)
     neurons, layers, count = _RANDOM
-    rows = np.full(neurons, challenge.EDGES_PER_NEURON)
+    rows = np.full(neurons, EDGES_PER_NEURON)
     random = SparseNetwork(tuple(random_layer(generator, neurons, rows, bias=0.05) for _ in range(layers)))
     yield f"random {neurons}x{layers}, {count} random", lambda: random, generator.random((count, neurons), np.float32)
     if settings.trained:

@@ -21,9 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spdnn_jax import build_plan, challenge, features, ops, radixnet, report
+from spdnn_jax import build_plan, ops
+from spdnn_jax.command_line import report
+from spdnn_jax.graph_challenge import inputs, networks, radixnet
 
-NEURONS, LAYERS, FEATURES = 1024, 120, challenge.FEATURES
+NEURONS, LAYERS, FEATURES = 1024, 120, networks.FEATURES
 DENSE_FEATURES = 6000  # the dense chain is slow: timed on a tenth of the features, its seconds times ten
 OURS, DENSE = "spdnn_jax", "dense jnp float32 (a tenth of the features, times ten)"
 
@@ -105,7 +107,7 @@ def main() -> None:
     parser.add_argument("--output", default="benchmarks/results/cpu.json")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    y0 = features.digits(NEURONS, FEATURES)
+    y0 = inputs.digits(NEURONS, FEATURES)
     layers = list(radixnet.layers(NEURONS, LAYERS))
     weights = [layer.to_scipy().T.tocsr() for layer in layers]
     bias = radixnet.bias(NEURONS)
@@ -132,7 +134,7 @@ def main() -> None:
     seconds = {name: statistics.median(values) for name, values in times.items()}
 
     edges = np.asarray(plan.layer_edges)
-    multiplied = challenge.active_edges(FEATURES, edges, np.asarray(active))
+    multiplied = networks.active_edges(FEATURES, edges, np.asarray(active))
     result = {
         "network": f"{NEURONS} x {LAYERS}, radixnet weights, --compress=none",
         "features": f"{FEATURES} digits",
@@ -144,7 +146,7 @@ def main() -> None:
         "seconds": seconds,
         "seconds_of_repeats": times,
         "active_edges": multiplied,
-        "nominal_edges": challenge.nominal_edges(FEATURES, edges),
+        "nominal_edges": networks.nominal_edges(FEATURES, edges),
         "plan_seconds": plan_seconds,
         "plan_edges_per_second": plan.edges / plan_seconds,
     }

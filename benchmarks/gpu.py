@@ -34,10 +34,12 @@ from random_layers import random_layer
 from results_file import Results
 from timing import Timing, measure
 
-from spdnn_jax import SparseLayer, build_plan, challenge, features, infer, ops, planner, radixnet, report
+from spdnn_jax import SparseLayer, build_plan, infer, ops, planner
+from spdnn_jax.command_line import report
+from spdnn_jax.graph_challenge import inputs, networks, radixnet
 from spdnn_jax.plan import Plan
 
-NETWORKS = [f"{neurons}x{layers}" for neurons in challenge.NEURONS for layers in challenge.LAYERS]
+NETWORKS = [f"{neurons}x{layers}" for neurons in networks.NEURONS for layers in networks.LAYERS]
 SECTIONS = ("networks", "layers", "tail", "ceilings")
 FAMILIES = [kernel for kernel in planner.KERNELS if kernel != "auto"]
 
@@ -89,7 +91,7 @@ def _parse() -> argparse.Namespace:
                 raise argparse.ArgumentTypeError(f"{name!r} is no network: write neurons x layers, such as 1024x120")
         return names
 
-    widths = [str(neurons) for neurons in challenge.NEURONS]
+    widths = [str(neurons) for neurons in networks.NEURONS]
     compressions = ["none", "neurons", "full"] if _can_compress() else ["none"]
     parser.add_argument("--only", type=listed(SECTIONS), default=list(SECTIONS), help="sections, in this order")
     parser.add_argument("--networks", type=network, default=NETWORKS)
@@ -97,7 +99,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--patterns", type=listed(list(_PATTERNS)), default=list(_PATTERNS))
     parser.add_argument("--compress", type=listed(compressions), default=["none"])
     parser.add_argument("--mnist_dir", help="folder of the MNIST files in IDX form")
-    parser.add_argument("--features", type=int, default=challenge.FEATURES)
+    parser.add_argument("--features", type=int, default=networks.FEATURES)
     parser.add_argument("--chain", type=int, default=20, help="layers of a chain")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--time_limit", type=float, default=540.0, help="seconds after which nothing more is begun")
@@ -146,8 +148,8 @@ def _measure_network(name: str, compress: str, settings: argparse.Namespace) -> 
     plan_seconds = time.perf_counter() - start
     _, active = jax.block_until_ready(ops.categories_and_active(plan, y0))
     timing = _measure_plan(plan, y0, settings, calls=1)
-    edges = np.full(layers, neurons * challenge.EDGES_PER_NEURON)
-    paper = challenge.PAPER_SECONDS.get(name) if settings.features == challenge.FEATURES else None
+    edges = np.full(layers, neurons * networks.EDGES_PER_NEURON)
+    paper = networks.PAPER_SECONDS.get(name) if settings.features == networks.FEATURES else None
     return {
         **timing.as_record(),
         "features": settings.features,
@@ -155,10 +157,10 @@ def _measure_network(name: str, compress: str, settings: argparse.Namespace) -> 
         "plan_seconds": plan_seconds,
         "plan": plan.summary().splitlines(),
         "categories": int(active[-1]),
-        "nominal_edges_per_second": challenge.nominal_edges(settings.features, edges) / timing.median,
+        "nominal_edges_per_second": networks.nominal_edges(settings.features, edges) / timing.median,
         "active_edges_per_second": None
         if compress != "none"  # what is multiplied then, the original layers do not say
-        else challenge.active_edges(settings.features, edges, np.asarray(active)) / timing.median,
+        else networks.active_edges(settings.features, edges, np.asarray(active)) / timing.median,
         "paper_seconds": paper,
         "speedup": paper and paper / timing.median,
     }
@@ -167,7 +169,7 @@ def _measure_network(name: str, compress: str, settings: argparse.Namespace) -> 
 @functools.lru_cache(maxsize=1)
 def _network_input(neurons: int, count: int, mnist_dir: str | None) -> jax.Array:
     """Features uint8 (count, neurons) on the device; the networks of one width share them."""
-    made = features.mnist(mnist_dir, neurons, count) if mnist_dir else features.digits(neurons, count)
+    made = inputs.mnist(mnist_dir, neurons, count) if mnist_dir else inputs.digits(neurons, count)
     return jax.device_put(made)
 
 
@@ -183,7 +185,7 @@ def _challenge_layers(neurons: int) -> list[SparseLayer]:
 def _random_layers(neurons: int) -> list[SparseLayer]:
     """Layers whose outputs draw 32 inputs each, with random weights."""
     generator = np.random.default_rng(neurons)
-    rows = np.full(neurons, challenge.EDGES_PER_NEURON)
+    rows = np.full(neurons, networks.EDGES_PER_NEURON)
     return [random_layer(generator, neurons, rows, bias=0.0) for _ in range(_DISTINCT)]
 
 
@@ -208,7 +210,7 @@ def _layers(settings: argparse.Namespace) -> Iterator[Measurement]:
 
 def _random_input(neurons: int, count: int) -> jax.Array:
     """Random features of 0 and 1, uint8 (count, neurons) on the device; the rows repeat."""
-    rows = jnp.asarray(features.random(neurons, min(count, _DISTINCT_FEATURES), density=0.5))
+    rows = jnp.asarray(inputs.random(neurons, min(count, _DISTINCT_FEATURES), density=0.5))
     return jnp.tile(rows, (-(-count // len(rows)), 1))[:count]
 
 

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import sparse
 
-from spdnn_jax import SparseLayer, challenge
+from spdnn_jax import SparseLayer
+from spdnn_jax.graph_challenge import networks
 
-CAP = challenge.CAP
+CAP = networks.CAP
 
 Run = Callable[[], Any]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from spdnn_jax import report
+from spdnn_jax.command_line import report
 
 Record = dict[str, Any]
 

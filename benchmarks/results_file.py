@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from spdnn_jax import _native, report
+from spdnn_jax import _native
+from spdnn_jax.command_line import report
 
 _KEY = ("section", "name", "contender")
 

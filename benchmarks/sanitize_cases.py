@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from random_layers import random_layer
 
-from spdnn_jax import SparseNetwork, _native, build_plan, features, infer, ops, planner, radixnet, reference
+from spdnn_jax import SparseNetwork, _native, build_plan, infer, ops, planner
+from spdnn_jax.graph_challenge import oracle, radixnet
+from spdnn_jax.graph_challenge.inputs import pack_bits
 from spdnn_jax.plan import Plan
 from spdnn_jax.simplify import Compress
 
@@ -110,7 +112,7 @@ def plain_features(case: Case, inputs: int) -> np.ndarray:
 
 
 def _in_form(plain: np.ndarray, form: str) -> np.ndarray:
-    return features.pack_bits(plain) if form == "packed" else plain.astype(form)
+    return pack_bits(plain) if form == "packed" else plain.astype(form)
 
 
 def run_case(case: Case, family: str) -> bool:
@@ -125,7 +127,7 @@ def run_case(case: Case, family: str) -> bool:
     """
     network = case.network()
     plain = plain_features(case, network.layers[0].inputs)
-    expected = reference.infer(network, plain)
+    expected = oracle.infer(network, plain)
     if family == LAYER:
         _assert_close(_layer_by_layer(network, plain), expected.activations)
         return True

@@ -36,9 +36,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from spdnn_jax import build_plan, categories_sharded, challenge, features, parallel, radixnet, report
+from spdnn_jax import build_plan, categories_sharded
+from spdnn_jax.command_line import report
+from spdnn_jax.distributed.mesh import AXIS, feature_mesh, imbalance, replicate
+from spdnn_jax.distributed.runner import Runner, Settings
+from spdnn_jax.graph_challenge import inputs, networks, radixnet
 from spdnn_jax.plan import Plan
-from spdnn_jax.runner import Runner, Settings
 
 _PART = 2000  # digits that a process makes at a time
 
@@ -48,7 +51,7 @@ _PART = 2000  # digits that a process makes at a time
 
 def _write_digits(path: str, first: int, count: int, neurons: int) -> None:
     target = np.load(path, mmap_mode="r+")
-    target[first : first + count] = features.digits(neurons, count, seed=first)
+    target[first : first + count] = inputs.digits(neurons, count, seed=first)
 
 
 def make_digits(neurons: int, count: int, cache: Path) -> np.ndarray:
@@ -83,7 +86,7 @@ class Measured:
     """Repeated runs of a network over features on so many devices."""
 
     def __init__(self, plan: Plan, y0: np.ndarray, devices: int, repeats: int, **settings: Any) -> None:
-        mesh = parallel.feature_mesh(devices)
+        mesh = feature_mesh(devices)
         runner = Runner(plan, mesh, len(y0), Settings(plan.layers, len(y0), **settings), "auto")
         runner.place(y0)
         runner.compile()
@@ -104,11 +107,11 @@ class Measured:
             "features": self._features,
             "seconds": self.seconds,
             "seconds_of_repeats": self.times,
-            "nominal_edges_per_second": challenge.nominal_edges(self._features, edges) / self.seconds,
-            "active_edges_per_second": challenge.active_edges(self._features, edges, active) / self.seconds,
+            "nominal_edges_per_second": networks.nominal_edges(self._features, edges) / self.seconds,
+            "active_edges_per_second": networks.active_edges(self._features, edges, active) / self.seconds,
             "active": active.tolist(),
             "active_of_devices_at_the_end": self.active[:, -1].tolist(),
-            "fullest_over_mean": [parallel.imbalance(counts) for counts in self.active.T],
+            "fullest_over_mean": [imbalance(counts) for counts in self.active.T],
             "categories": int(self.alive.sum()),
         }
 
@@ -122,10 +125,10 @@ def require_equal(alive: np.ndarray, expected: np.ndarray, what: str) -> None:
 
 def measure_in_program(plan: Plan, y0: np.ndarray, devices: int, repeats: int, expected: np.ndarray) -> dict[str, Any]:
     """`categories_sharded`, with features in runs at first: the program itself deals them out."""
-    mesh = parallel.feature_mesh(devices)
+    mesh = feature_mesh(devices)
     whole = len(y0) // devices * devices
-    placed = jax.device_put(np.ascontiguousarray(y0[:whole]), NamedSharding(mesh, P(parallel.AXIS)))
-    plan = parallel.replicate(plan, mesh)
+    placed = jax.device_put(np.ascontiguousarray(y0[:whole]), NamedSharding(mesh, P(AXIS)))
+    plan = replicate(plan, mesh)
     alive = np.asarray(categories_sharded(plan, placed, mesh))
     require_equal(alive, expected[:whole], f"categories_sharded on {devices} devices")
     times = []
@@ -220,7 +223,7 @@ def main() -> None:
     """Measures, prints, and writes JSON after every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=["16384x120", "65536x120"])
-    parser.add_argument("--features", type=int, default=challenge.FEATURES)
+    parser.add_argument("--features", type=int, default=networks.FEATURES)
     parser.add_argument("--compress", default="none")
     parser.add_argument("--devices", type=int, default=None, help="at most so many; all by default")
     parser.add_argument("--repeats", type=int, default=5)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from spdnn_jax import challenge
+from spdnn_jax.graph_challenge import networks
 
 BEGIN, END = "<!-- figures: written by scaling_model.py -->", "<!-- end of figures -->"
 
@@ -126,7 +126,7 @@ def page(content: dict[str, Any], command: str) -> str:
     lines += [
         f"| {network['neurons']} x {layers} | {' | '.join(f'{rate / 1e12:.3g}' for _, rate in predictions)} |"
         for network, model in models
-        for layers in challenge.LAYERS
+        for layers in networks.LAYERS
         for predictions in [predict(model, network, layers)]
     ]
     return "\n".join(lines)
@@ -158,10 +158,10 @@ def plot(content: dict[str, Any], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    styles = dict(zip(challenge.LAYERS, (":", "--", "-"), strict=True))
+    styles = dict(zip(networks.LAYERS, (":", "--", "-"), strict=True))
     for number, network in enumerate(content["networks"]):
         model, color = fit(network["alone"]), f"C{number}"
-        for layers in challenge.LAYERS:
+        for layers in networks.LAYERS:
             devices, rates = zip(*predict(model, network, layers), strict=True)
             axes.plot(
                 devices, np.asarray(rates) / 1e12, styles[layers], color=color, label=f"{network['neurons']} x {layers}"

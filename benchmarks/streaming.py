@@ -21,18 +21,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from spdnn_jax import Plan, SparseLayer, build_plan, challenge, features, parallel, pieces, radixnet, report
-from spdnn_jax.runner import Runner, Settings
+from spdnn_jax import Plan, SparseLayer, build_plan
+from spdnn_jax.command_line import report
+from spdnn_jax.distributed import pieces
+from spdnn_jax.distributed.mesh import feature_mesh, place
+from spdnn_jax.distributed.runner import Runner, Settings
+from spdnn_jax.graph_challenge import inputs, networks, radixnet
 
 
 def random_layers(neurons: int, count: int) -> Iterator[SparseLayer]:
     """Layers of 32 random edges a neuron, of which about half a neuron's survive; no two outputs share their inputs."""
     generator = np.random.default_rng(0)
-    indptr = np.arange(neurons + 1, dtype=np.int64) * challenge.EDGES_PER_NEURON
+    indptr = np.arange(neurons + 1, dtype=np.int64) * networks.EDGES_PER_NEURON
     for _ in range(count):
-        starts = generator.integers(0, neurons // challenge.EDGES_PER_NEURON, indptr[-1])
-        places = np.tile(np.arange(challenge.EDGES_PER_NEURON), neurons)
-        indices = starts + places * (neurons // challenge.EDGES_PER_NEURON)  # ascending and distinct inside a row
+        starts = generator.integers(0, neurons // networks.EDGES_PER_NEURON, indptr[-1])
+        places = np.tile(np.arange(networks.EDGES_PER_NEURON), neurons)
+        indices = starts + places * (neurons // networks.EDGES_PER_NEURON)  # ascending and distinct inside a row
         values = generator.normal(0.02, 0.3, indices.size).astype(np.float32)
         yield SparseLayer(indptr, indices.astype(np.int32), values, np.asarray(-0.05, np.float32), neurons)
 
@@ -50,8 +54,8 @@ def median_seconds(run: Callable[[], Any], repeats: int) -> float:
 
 def measure(plan: Plan, y0: np.ndarray, length: int, whole: Runner, repeats: int) -> dict[str, Any]:
     """One length of a piece."""
-    mesh, bounds = parallel.feature_mesh(1), pieces.equal_pieces(plan.layers, length)
-    dealt = parallel.place(y0, len(y0), mesh)
+    mesh, bounds = feature_mesh(1), pieces.equal_pieces(plan.layers, length)
+    dealt = place(y0, len(y0), mesh)
 
     def run_pieces(parts: Any) -> pieces.Outcome:
         return pieces.run(parts, dealt, table=plan.table, features=len(y0), mesh=mesh, rebalance="never")
@@ -79,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=["16384x120"])
     parser.add_argument("--kind", choices=["radixnet", "random"], default="radixnet")
-    parser.add_argument("--features", type=int, default=challenge.FEATURES)
+    parser.add_argument("--features", type=int, default=networks.FEATURES)
     parser.add_argument("--lengths", type=int, nargs="+", default=[5, 10, 20, 40, 60])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", default="benchmarks/results/streaming.json")
@@ -92,8 +96,8 @@ def main() -> None:
             path = Path(folder) / "plan.safetensors"
             build_plan(make(neurons, layers)).save(path)
             plan = Plan.open(path)  # the mapping outlives the name
-        y0 = features.digits(neurons, arguments.features)
-        whole = Runner(plan, parallel.feature_mesh(1), len(y0), Settings(layers, len(y0)), "auto")
+        y0 = inputs.digits(neurons, arguments.features)
+        whole = Runner(plan, feature_mesh(1), len(y0), Settings(layers, len(y0)), "auto")
         whole.place(y0)
         whole.compile()
         for length in arguments.lengths:

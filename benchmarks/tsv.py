@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from spdnn_jax import official_files, radixnet, report
+from spdnn_jax.command_line import report
+from spdnn_jax.graph_challenge import official_files, radixnet
 
 GENERATED, OFFICIAL = 16384, 1024
 

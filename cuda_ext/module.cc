@@ -15,11 +15,11 @@
 #include <utility>
 #include <vector>
 
-#include "plan_builder.h"
-#include "plan_check.h"
-#include "simplify.h"
-#include "spdnn_layout.h"
-#include "tsv.h"
+#include "io/tsv.h"
+#include "layout/plan_builder.h"
+#include "layout/plan_check.h"
+#include "layout/simplify.h"
+#include "layout/spdnn_layout.h"
 #include "xla/ffi/api/c_api.h"
 
 namespace nb = nanobind;

@@ -11,9 +11,9 @@ def _is_command() -> bool:
 
 
 try:
+    from spdnn_jax.distributed.mesh import categories_sharded, feature_mesh, infer_sharded, replicate
     from spdnn_jax.network import SparseLayer, SparseNetwork
     from spdnn_jax.ops import categories, infer, layer
-    from spdnn_jax.parallel import categories_sharded, feature_mesh, infer_sharded, replicate
     from spdnn_jax.plan import Plan, build_plan
 except ImportError as error:  # no native core, or one that the installed jaxlib is too old for
     if not _is_command():

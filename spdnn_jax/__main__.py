@@ -1,5 +1,5 @@
 """``python -m spdnn_jax``."""
 
-from spdnn_jax.app import main
+from spdnn_jax.command_line.app import main
 
 main()

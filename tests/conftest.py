@@ -13,7 +13,7 @@ from spdnn_jax import SparseLayer, SparseNetwork, _native
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 4)  # for test_parallel.py and test_pieces.py; others use the first
+jax.config.update("jax_num_cpu_devices", 4)  # for tests/distributed; others use the first
 
 
 @pytest.fixture(scope="session")

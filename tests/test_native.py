@@ -42,7 +42,7 @@ def test_the_command_ends_in_one_line(
     """The package fails to import before the command line could catch anything: a person would see a traceback."""
     damage(tmp_path)
     script = tmp_path / "spdnn"
-    script.write_text("from spdnn_jax.app import main\nmain()\n")  # as pip writes it
+    script.write_text("from spdnn_jax.command_line.app import main\nmain()\n")  # as pip writes it
     done = python(tmp_path, *(["-m", "spdnn_jax"] if command == "module" else [str(script)]))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()

@@ -12,18 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
-from spdnn_jax import (
-    SparseLayer,
-    SparseNetwork,
-    build_plan,
-    categories,
-    features,
-    infer,
-    layer,
-    ops,
-    radixnet,
-    reference,
-)
+from spdnn_jax import SparseLayer, SparseNetwork, build_plan, categories, infer, layer, ops
+from spdnn_jax.graph_challenge import inputs, oracle, radixnet
 from tests.conftest import dense_reference, random_network
 
 
@@ -55,7 +45,7 @@ def test_any_network_equals_the_oracle(
 ) -> None:
     network = random_network(seed, widths, cap, density=density, one_value=one_value, grouped=grouped, bias=bias)
     y0 = np.random.default_rng(seed).random((count, widths[0])) < 0.2
-    expected = reference.infer(network, y0)
+    expected = oracle.infer(network, y0)
     plan = build_plan(network)
     assert_close(infer(plan, y0), expected.activations)
     alive, active = ops.categories_and_active(plan, y0)
@@ -69,7 +59,7 @@ def test_any_network_equals_the_oracle(
 def test_every_input_form_and_tile_boundary(count: int, form: str) -> None:
     network = random_network(7, [45, 33, 20], bias="negative")
     plain = np.random.default_rng(count).random((count, 45)) < 0.3
-    y0 = features.pack_bits(plain) if form == "packed" else plain.astype(form)
+    y0 = inputs.pack_bits(plain) if form == "packed" else plain.astype(form)
     plan = build_plan(network)
     expected = dense_reference(network, plain)
     assert_close(infer(plan, y0), expected)
@@ -140,8 +130,8 @@ def test_width_beyond_16_bits() -> None:
 
 
 def test_challenge_network_gives_the_oracle_s_categories() -> None:
-    y0 = features.digits(1024, 3000)
-    expected = reference.infer(radixnet.layers(1024, 40), y0)
+    y0 = inputs.digits(1024, 3000)
+    expected = oracle.infer(radixnet.layers(1024, 40), y0)
     alive, active = ops.categories_and_active(build_plan(radixnet.layers(1024, 40)), y0)
     np.testing.assert_array_equal(alive, expected.categories)
     assert active[-1] == expected.active[-1]
@@ -252,9 +242,10 @@ def test_no_deadlock_with_several_host_devices(devices: int) -> None:
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", {devices})
 from jax.sharding import Mesh, PartitionSpec as P
-from spdnn_jax import build_plan, categories, features, radixnet
+from spdnn_jax import build_plan, categories
+from spdnn_jax.graph_challenge import inputs, radixnet
 plan = build_plan(radixnet.layers(256, 20))
-y0 = features.random(256, 1024 * {devices}, 0.3)
+y0 = inputs.random(256, 1024 * {devices}, 0.3)
 mesh = Mesh(np.array(jax.devices()), ("features",))
 spread = jax.jit(jax.shard_map(categories, mesh=mesh, in_specs=(P(), P("features")), out_specs=P("features")))
 expected = np.asarray(categories(plan, y0))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, infer, layout, radixnet
+from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, infer, layout
+from spdnn_jax.graph_challenge import radixnet
 from tests.conftest import dense_reference, random_network
 
 

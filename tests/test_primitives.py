@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spdnn_jax import Plan, SparseLayer, build_plan, categories, infer, layer, ops, radixnet
+from spdnn_jax import Plan, SparseLayer, build_plan, categories, infer, layer, ops
+from spdnn_jax.graph_challenge import radixnet
 from tests.conftest import dense_reference, random_network
 
 

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained_network import trained_network
 
-from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, features, infer, ops, planner, radixnet, reference
+from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, infer, ops, planner
+from spdnn_jax.graph_challenge import oracle, radixnet
+from spdnn_jax.graph_challenge.inputs import digits
 from spdnn_jax.simplify import COMPRESS, Compress, Simplified, simplify
 from tests.conftest import dense_reference, random_network
 
@@ -77,9 +79,9 @@ def test_outputs_are_those_of_the_oracle(seed: int, sizes: list[int], cap: float
     small, expansion = simplify(network)
     small.validate()
     y0 = np.random.default_rng(seed).random((7, sizes[0]), np.float32)
-    expected = reference.infer(network, y0).activations
+    expected = oracle.infer(network, y0).activations
     scale = max(1.0, np.abs(expected).max())
-    np.testing.assert_allclose(expansion.expand(reference.infer(small, y0).activations), expected, atol=1e-5 * scale)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(expansion.expand(oracle.infer(small, y0).activations), expected, atol=1e-5 * scale)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -91,7 +93,7 @@ def test_plans_restore_every_original_output(compress: Compress, backend: ops.Ba
     network = with_duplicates(seed, [30, 50, 40, 60], 32.0)
     plan = build_plan(network, compress=compress)
     y0 = np.random.default_rng(seed).random((70, 30), np.float32)
-    expected = reference.infer(network, y0)
+    expected = oracle.infer(network, y0)
     scale = max(1.0, np.abs(expected.activations).max())
     result = infer(plan, y0, backend=backend)
     assert result.shape == (70, plan.outputs) == (70, 60)
@@ -109,7 +111,7 @@ def test_plans_restore_every_original_output_on_a_gpu(compress: Compress, kernel
     network = with_duplicates(seed, [30, 50, 40, 60], 32.0)
     plan = build_plan(network, compress=compress, kernel=kernel)
     y0 = np.random.default_rng(seed).random((300, 30), np.float32)
-    expected = reference.infer(network, y0)
+    expected = oracle.infer(network, y0)
     scale = max(1.0, np.abs(expected.activations).max())
     np.testing.assert_allclose(infer(plan, y0), expected.activations, atol=2e-5 * scale)
     np.testing.assert_array_equal(ops.categories_and_active(plan, y0)[0], expected.categories)
@@ -291,8 +293,8 @@ def test_generated_networks_have_one_output_of_sixteen() -> None:
 
 @pytest.mark.usefixtures("on_cpu")
 def test_categories_of_a_challenge_network_stay_the_same() -> None:
-    y0 = features.digits(1024, 500)
-    expected = reference.infer(radixnet.layers(1024, 40), y0)
+    y0 = digits(1024, 500)
+    expected = oracle.infer(radixnet.layers(1024, 40), y0)
     assert 0 < expected.categories.sum() < 500
     for compress in COMPRESS[1:]:
         plan = build_plan(radixnet.layers(1024, 40), compress=compress)
@@ -335,7 +337,7 @@ def test_equal_features_share_their_results(count: int, bias: float, cap: float 
 @pytest.mark.usefixtures("on_cpu")
 def test_equal_features_of_a_challenge_network() -> None:
     network = radixnet.network(1024, 60)
-    y0 = features.digits(1024, 3000)
+    y0 = digits(1024, 3000)
     result = assert_merging_features_changes_nothing(network, y0)
     assert len(np.unique(result, axis=0)) < 10, "many features must have met"
 

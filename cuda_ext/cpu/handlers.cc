@@ -8,7 +8,7 @@
 
 #include "cpu/layer.h"
 #include "cpu/network.h"
-#include "plan_view.h"
+#include "layout/plan_view.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace spdnn::cpu {

@@ -1,6 +1,6 @@
 #include "cpu/kernels.h"
 
-#include "spdnn_layout.h"
+#include "layout/spdnn_layout.h"
 
 #define SPDNN_CONCATENATE_(a, b) a##b
 #define SPDNN_CONCATENATE(a, b) SPDNN_CONCATENATE_(a, b)

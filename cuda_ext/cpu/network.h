@@ -6,7 +6,7 @@
 
 #include "cpu/tile.h"
 #include "cpu/work_sharing.h"
-#include "plan_view.h"
+#include "layout/plan_view.h"
 
 namespace spdnn::cpu {
 

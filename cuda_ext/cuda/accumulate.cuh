@@ -7,8 +7,8 @@
 #include <type_traits>
 
 #include "intrinsics.cuh"
+#include "layout/spdnn_layout.h"
 #include "scale.h"
-#include "spdnn_layout.h"
 
 namespace spdnn::cuda {
 

@@ -4,8 +4,8 @@
 #include <string>
 
 #include "layer.h"
+#include "layout/plan_view.h"
 #include "network.h"
-#include "plan_view.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace spdnn::cuda {

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "input.h"
-#include "plan_view.h"
+#include "layout/plan_view.h"
 
 namespace spdnn::cuda {
 

@@ -7,7 +7,7 @@
 
 #include "input.h"
 #include "launch.h"
-#include "plan_view.h"
+#include "layout/plan_view.h"
 #include "scale.h"
 
 namespace spdnn::cuda {

@@ -5,7 +5,7 @@
 #include <cuda_runtime.h>
 
 #include "layer_step.h"
-#include "plan_view.h"
+#include "layout/plan_view.h"
 
 namespace spdnn::cuda {
 

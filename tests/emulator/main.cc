@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "layout/plan_view.h"
 #include "network.h"
-#include "plan_view.h"
 
 namespace {
 

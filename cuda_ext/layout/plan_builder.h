@@ -1,0 +1,77 @@
+// Builds a plan (spdnn_layout.h) from layers in compressed-row form, layer by layer and on several threads.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <future>
+#include <memory>
+#include <vector>
+
+#include "layout/layer_arrays.h"
+#include "layout/spdnn_layout.h"
+
+namespace spdnn {
+
+struct LayerOrder;
+
+// How the layers that the builder is given came out of the original network.
+struct Simplification {
+  bool neurons = false;            // equal neurons were merged
+  bool features = false;           // the back ends may merge equal features
+  std::vector<int32_t> expansion;  // output of the last layer that holds each original output, where `neurons`
+};
+
+// Which layers get staged sections (spdnn_layout.h).
+struct StagedRule {
+  double below_outputs = 0;  // those with fewer outputs in a row group, on average ...
+  int64_t wider_than = 0;    // ... and more inputs or outputs than this
+};
+
+struct BuiltLayer {
+  PlanLayer layer{};          // first_run, prunable and offsets still relative to the layer
+  std::vector<PlanRun> runs;  // offsets relative to `words`
+  std::vector<uint32_t> words;
+  float max_bias = 0;
+  std::shared_ptr<const LayerOrder> order;
+};
+
+class PlanBuilder {
+ public:
+  // `threads` layers are worked on at a time.
+  PlanBuilder(double cap, int threads, const StagedRule& staged_rule);
+  PlanBuilder(const PlanBuilder&) = delete;
+  PlanBuilder& operator=(const PlanBuilder&) = delete;
+  ~PlanBuilder();
+
+  // Takes the next layer, whose arrays live as long as `owner`. Returns when it is queued; blocks while `threads`
+  // layers are in work. Throws std::invalid_argument, for this layer or one before it.
+  void add(const LayerArrays& layer, const LayerOrigin& origin, std::shared_ptr<void> owner);
+
+  // Number of words of the finished plan. Waits for all layers; throws like add.
+  int64_t finish(const Simplification& simplification);
+
+  // Writes the plan, of finish() words, and frees the layers on the way. To be called once, after finish().
+  void write(uint32_t* plan);
+
+ private:
+  // Owners are let go of on the caller's thread: a worker that waited for Python's lock could wait for ever.
+  struct InWork {
+    std::shared_ptr<void> owner;
+    std::future<BuiltLayer> built;
+  };
+
+  void collect_one();
+
+  double cap_;
+  size_t threads_;
+  StagedRule staged_rule_;
+  std::vector<int32_t> expansion_;  // as in Simplification
+  int64_t layer_count_ = 0;
+  int64_t last_outputs_ = -1;
+  PlanHeader header_{};
+  std::shared_future<std::shared_ptr<const LayerOrder>> last_order_;
+  std::deque<InWork> in_work_;
+  std::vector<BuiltLayer> built_;
+};
+
+}  // namespace spdnn

@@ -1,0 +1,85 @@
+#include "layout/plan_check.h"
+
+#include <algorithm>
+
+#include "layout/plan_view.h"
+
+namespace spdnn {
+namespace {
+
+// Whether all values lie below `limit`. Without an early way out of a block, compilers make vector code of it.
+template <typename Value>
+bool all_below(const Value* values, int64_t count, int64_t limit) {
+  constexpr int64_t kBlock = 4096;
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, count);
+    Value largest = 0;
+    for (int64_t k = begin; k < end; ++k) largest = std::max(largest, values[k]);
+    if (largest >= limit) return false;
+  }
+  return true;
+}
+
+bool check_indices(const PlanLayer& layer, const PlanRun& run, const uint32_t* words) {
+  const uint32_t* indices = words + run.index_offset;
+  const int64_t count = run.groups * run.edges;
+  if (layer.index_bits == 32) return all_below(indices, count, layer.inputs);
+  return all_below(reinterpret_cast<const uint16_t*>(indices), count, layer.inputs);
+}
+
+bool ascends(const uint32_t* values, int64_t count, int64_t last) {
+  return std::is_sorted(values, values + count) && values[count - 1] <= last;
+}
+
+// `end` is the first word after the layer's sections.
+bool check_stage(const PlanLayer& layer, const StagedStage& stage, const uint32_t* words, int64_t end) {
+  const int64_t room = end - layer.staged_offset;
+  const uint32_t* staged = words + layer.staged_offset;
+  const auto inside = [room](int64_t offset, int64_t size) { return section_inside(offset, size, 0, room); };
+  if (stage.map_count > kStagedInputs || !inside(stage.map_offset, stage.map_count) ||
+      !inside(stage.chunk_offset, kStagedRows + 1)) {
+    return false;
+  }
+  const uint32_t* chunk_begin = staged + stage.chunk_offset;
+  if (!ascends(chunk_begin, kStagedRows + 1, room)) return false;
+  const int64_t edges = static_cast<int64_t>(chunk_begin[kStagedRows]) * kEdgeChunk;
+  if (!inside(stage.index_offset, edges / 2)) return false;
+  if (!layer.staged_single_valued && !inside(stage.value_offset, edges)) return false;
+  const uint16_t* indices = reinterpret_cast<const uint16_t*>(staged + stage.index_offset);
+  return all_below(staged + stage.map_offset, stage.map_count, layer.inputs) &&
+         std::all_of(indices, indices + edges, [&](uint16_t k) { return k < stage.map_count || k == kStagedInputs; });
+}
+
+bool check_stages(const PlanLayer& layer, const uint32_t* words) {
+  if (layer.staged_offset < 0) return true;
+  const int64_t blocks = (layer.outputs + kStagedRows - 1) / kStagedRows;
+  if (!ascends(words + layer.staged_offset, blocks + 1, layer.stages)) return false;
+  const StagedStage* stages = reinterpret_cast<const StagedStage*>(words + layer.stage_offset);
+  return std::all_of(stages, stages + layer.stages, [&](const StagedStage& stage) {
+    return check_stage(layer, stage, words, layer.first_word + layer.words);
+  });
+}
+
+}  // namespace
+
+std::string check_contents(const int64_t* records, int64_t count, const uint32_t* words, int64_t word_count) {
+  PlanView plan;
+  if (const char* wrong = view_plan(records, count, &plan)) return wrong;
+  for (int64_t l = 0; l < plan.header->layers; ++l) {
+    const PlanLayer& layer = plan.layers[l];
+    const char* wrong = check_layer(plan, l, word_count);
+    for (int64_t r = layer.first_run; !wrong && r < layer.first_run + layer.runs; ++r) {
+      if (!check_indices(layer, plan.runs[r], words)) wrong = "an index names an input that the layer does not have";
+    }
+    if (!wrong && !check_stages(layer, words)) wrong = "a stage reaches outside the layer";
+    if (wrong) return "layer " + std::to_string(l + 1) + ": " + wrong;
+  }
+  if (const char* wrong = check_plan(plan, word_count)) return wrong;
+  const int64_t slots = plan.layers[plan.header->layers - 1].outputs;
+  if (!all_below(words + plan.header->slot_offset, plan.header->outputs, slots)) {
+    return "layer " + std::to_string(plan.header->layers) + ": the output order names a slot that does not exist";
+  }
+  return "";
+}
+
+}  // namespace spdnn

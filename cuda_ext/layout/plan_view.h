@@ -1,0 +1,106 @@
+// The records of a plan, as the host code of both back ends reads them from the handler's `table` attribute.
+#pragma once
+
+#include <cstdint>
+
+#include "layout/spdnn_layout.h"
+
+namespace spdnn {
+
+struct PlanView {
+  const PlanHeader* header = nullptr;
+  const PlanLayer* layers = nullptr;
+  const PlanRun* runs = nullptr;
+};
+
+// `records` holds the header, the layers and the runs, as 64-bit words. Returns what is wrong, or null.
+inline const char* view_plan(const int64_t* records, int64_t count, PlanView* view) {
+  constexpr int64_t kHeader = sizeof(PlanHeader) / 8, kLayer = sizeof(PlanLayer) / 8, kRun = sizeof(PlanRun) / 8;
+  if (count < kHeader) return "the plan's table is shorter than its header";
+  view->header = reinterpret_cast<const PlanHeader*>(records);
+  if (view->header->version != kPlanVersion) return "the plan was built by another version of spdnn_jax";
+  if (view->header->layers < 1 || view->header->runs < 0 ||
+      count != kHeader + view->header->layers * kLayer + view->header->runs * kRun) {
+    return "the plan's table does not hold the records that its header announces";
+  }
+  view->layers = reinterpret_cast<const PlanLayer*>(records + kHeader);
+  view->runs = reinterpret_cast<const PlanRun*>(records + kHeader + view->header->layers * kLayer);
+  return nullptr;
+}
+
+// Whether [offset, offset + size) lies inside [begin, begin + room) and begins where sections may.
+inline bool section_inside(int64_t offset, int64_t size, int64_t begin, int64_t room) {
+  return offset >= begin && offset % kWordAlignment == 0 && size >= 0 && size <= room && offset - begin <= room - size;
+}
+
+inline constexpr int64_t kStageWords = sizeof(StagedStage) / sizeof(uint32_t);
+
+// Checks the records of layer l: that it goes on where the layer before ends, and that its sections lie inside the
+// plan. Sizes are bounded before they are multiplied. Returns what is wrong, or null.
+inline const char* check_layer(const PlanView& plan, int64_t l, int64_t words) {
+  constexpr int64_t kMaxNeurons = INT32_MAX;
+  const PlanHeader& header = *plan.header;
+  const PlanLayer& layer = plan.layers[l];
+  const PlanLayer* before = l > 0 ? &plan.layers[l - 1] : nullptr;
+  if (layer.inputs != (before ? before->outputs : header.inputs)) return "the widths of the plan's layers do not chain";
+  if (layer.inputs < 0 || layer.inputs > kMaxNeurons || layer.outputs < 0 || layer.outputs > kMaxNeurons) {
+    return "a layer is too wide";
+  }
+  if (!section_inside(layer.first_word, layer.words, 0, words) ||
+      (before && layer.first_word != before->first_word + before->words)) {
+    return "a layer's sections lie outside the plan";
+  }
+  if (layer.next_words != (l + 1 < header.layers ? plan.layers[l + 1].words : 0)) {
+    return "a layer announces another length for the next one";
+  }
+  const auto inside = [&](int64_t offset, int64_t size) {
+    return section_inside(offset, size, layer.first_word, layer.words);
+  };
+  if (layer.bias_offset >= 0 && !inside(layer.bias_offset, layer.outputs)) return "a bias lies outside the plan";
+  if (layer.staged_offset >= 0) {
+    const int64_t blocks = (layer.outputs + kStagedRows - 1) / kStagedRows;
+    if (layer.stages < 0 || layer.stages > layer.words || !inside(layer.staged_offset, blocks + 1) ||
+        !inside(layer.stage_offset, layer.stages * kStageWords)) {
+      return "a layer's stages lie outside the plan";
+    }
+  }
+  if (layer.index_bits != 16 && layer.index_bits != 32) return "a layer's indices have an unknown width";
+  if (layer.runs < 0 || layer.first_run != (before ? before->first_run + before->runs : 0) ||
+      layer.first_run > header.runs - layer.runs) {
+    return "a layer names runs that the plan does not hold";
+  }
+  int64_t slot = 0;
+  for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
+    const PlanRun& run = plan.runs[r];
+    const bool power = run.group_outputs > 0 && (run.group_outputs & (run.group_outputs - 1)) == 0;
+    if (!power || run.group_outputs > kMaxGroupOutputs || run.edges < 0 || run.edges % kEdgeChunk != 0 ||
+        run.edges > 2 * layer.words || run.groups < 0 || run.groups > layer.outputs || run.first_slot != slot) {
+      return "a run's record is malformed";
+    }
+    slot += run.groups * run.group_outputs;
+    if (run.edges > 0 && run.groups > 2 * layer.words / run.edges) return "a run's indices lie outside the plan";
+    const int64_t edges = run.groups * run.edges;
+    if (!inside(run.index_offset, edges * layer.index_bits / 32)) return "a run's indices lie outside the plan";
+    if (run.value_offset >= 0 && !inside(run.value_offset, edges * run.group_outputs)) {
+      return "a run's values lie outside the plan";
+    }
+  }
+  if (slot != layer.outputs) return "a layer's runs do not cover its outputs";
+  return nullptr;
+}
+
+// Checks all records. Returns what is wrong, or null.
+inline const char* check_plan(const PlanView& plan, int64_t words) {
+  const PlanHeader& header = *plan.header;
+  if (header.words != words) return "the plan's words are cut short";
+  for (int64_t l = 0; l < header.layers; ++l) {
+    if (const char* wrong = check_layer(plan, l, words)) return wrong;
+  }
+  if (!header.merged_neurons && plan.layers[header.layers - 1].outputs != header.outputs) {
+    return "the plan's outputs are not its last layer's";
+  }
+  if (!section_inside(header.slot_offset, header.outputs, 0, words)) return "the output order lies outside the plan";
+  return nullptr;
+}
+
+}  // namespace spdnn

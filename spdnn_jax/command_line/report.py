@@ -1,0 +1,367 @@
+"""What a run tells people and programs: progress bars, the result table, JSON, plots."""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from spdnn_jax._extras import require
+from spdnn_jax._native import usable_cores
+from spdnn_jax.graph_challenge.networks import FEATURES, PAPER_SECONDS, active_edges, nominal_edges
+
+_SHOWN_DEVICES = 16
+
+
+@dataclass
+class Report:
+    """The result of one run. Times are in seconds; written to JSON field by field.
+
+    Attributes:
+        network: What was run: "1024 x 120, radixnet".
+        neurons: Width.
+        layers: Number of layers.
+        features: Number of input features.
+        inputs: Where the features came from.
+        edges: Stored edges of the original network.
+        device: What ran it: the GPU, or the processor and its cores.
+        backend: Back end that ran: cuda, cpu or xla.
+        compress: The --compress setting.
+        versions: Of Python, this package, jax, jaxlib and NumPy.
+        command: The command line.
+        seconds: Of each step: read, plan, inputs, compile, inference (the median of `inference_seconds`).
+        inference_seconds: Of every repeat, from device-resident input to device-resident categories; of the slowest
+            process, and from input on the host, if it takes several passes.
+        nominal_edges_per_second: features x edges / seconds.
+        active_edges_per_second: Edges truly multiplied / seconds; None with --compress=full, where equal features are
+            merged on the way, and not counted.
+        active: Active features after each layer, merged ones included.
+        layer_edges: Stored edges of each layer of the original network.
+        multiplied_edges: Edges of each layer that are multiplied for an active feature: fewer where equal neurons were
+            merged.
+        categories: Number of categories.
+        check: Result of the check against the float64 oracle, or None.
+        truth: Result of the comparison with the truth file, or None.
+        profile: Of each layer, run by itself, the fields of `profiling.LayerProfile`; None without --profile_layers.
+        devices: Number of devices that shared the features.
+        processes: Number of processes that they belong to.
+        active_of_devices: Active features of each device after each layer, where there are several.
+        stream_layers: Layers of a piece, where weights were streamed, or None.
+        passes: Parts that the features were run in, more than one where they do not fit on the devices together.
+    """
+
+    network: str
+    neurons: int
+    layers: int
+    features: int
+    inputs: str
+    edges: int
+    device: str
+    backend: str
+    compress: str
+    versions: dict[str, str]
+    command: str
+    seconds: dict[str, float]
+    inference_seconds: list[float]
+    active: list[int]
+    layer_edges: list[int]
+    multiplied_edges: list[int]
+    categories: int
+    check: str | None = None
+    truth: str | None = None
+    profile: list[dict[str, Any]] | None = None
+    devices: int = 1
+    processes: int = 1
+    active_of_devices: list[list[int]] = field(default_factory=list)
+    stream_layers: int | None = None
+    passes: int = 1
+    nominal_edges_per_second: float = field(init=False)
+    active_edges_per_second: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        inference = self.seconds["inference"]
+        self.nominal_edges_per_second = nominal_edges(self.features, np.asarray(self.layer_edges)) / inference
+        multiplied = active_edges(self.features, np.asarray(self.multiplied_edges), np.asarray(self.active))
+        self.active_edges_per_second = None if self.compress == "full" else multiplied / inference
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes the report as JSON, whole or not at all.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        write_json(path, asdict(self))
+
+    def table(self) -> str:
+        """The result table for people."""
+        repeats = len(self.inference_seconds)
+        rows = [
+            ("network", f"{self.network}: {self.edges:,} edges"),
+            ("features", f"{self.features:,} ({self.inputs})"),
+            ("back end", f"{self.backend} on {self.device}, --compress={self.compress}"),
+            ("multiplied", f"{100 * sum(self.multiplied_edges) / max(self.edges, 1):.1f}% of the edges"),
+            ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
+            *((step, f"{seconds:.4g} s") for step, seconds in self.seconds.items() if step != "inference"),
+            *self._spread(),
+            (
+                "inference",
+                f"{self.seconds['inference']:.4g} s, median of {repeats}: "
+                f"{'host' if self.passes > 1 else 'device'}-resident input to categories",
+            ),
+            ("nominal", rate(self.nominal_edges_per_second)),
+            ("active", self._active_rate()),
+            *((f"after layer {layer}", f"{self.active[layer - 1]:,} active") for layer in shown_layers(self.layers)),
+            *(
+                (f"layer {layer} alone", self._profile_text(layer))
+                for layer in shown_layers(self.layers)
+                if self.profile
+            ),
+            ("categories", f"{self.categories:,}"),
+        ]
+        rows += [(name, text) for name, text in (("check", self.check), ("truth", self.truth)) if text]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+    def _active_rate(self) -> str:
+        if self.active_edges_per_second is None:
+            return "not known: equal features are merged on the way, uncounted"
+        return rate(self.active_edges_per_second)
+
+    def _profile_text(self, layer: int) -> str:
+        assert self.profile is not None
+        one = self.profile[layer - 1]
+        return (
+            f"{duration(one['seconds'])}, {one['kernel']}, {one['features']:,} features, "
+            f"{rate(one['active_edges_per_second'])} active"
+        )
+
+    def _spread(self) -> list[tuple[str, str]]:
+        """What the table says of a run on several devices, or in several parts."""
+        rows = []
+        if self.active_of_devices:
+            last = [layers[-1] for layers in self.active_of_devices]
+            uneven = max(last) * len(last) / max(sum(last), 1)
+            rows.append(("devices", f"{self.devices} of {self.processes} processes"))
+            rows.append(("on each", f"{_listed(last)} active at the end; the fullest has {uneven:.3f} times the mean"))
+        if self.stream_layers is not None:
+            rows.append(("weights", f"streamed, {self.stream_layers} layers at a time"))
+        if self.passes > 1:
+            rows.append(("passes", f"{self.passes}: the features do not fit on the devices together"))
+        return rows
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people, in s, ms or us."""
+    for unit, scale in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 1e-6:.3g} us"
+
+
+def _listed(counts: list[int]) -> str:
+    shown = ", ".join(f"{count:,}" for count in counts[:_SHOWN_DEVICES])
+    return shown if len(counts) <= _SHOWN_DEVICES else f"{shown} ... ({min(counts):,} to {max(counts):,})"
+
+
+def shown_layers(layers: int) -> list[int]:
+    """Layers whose active features the table shows: 1, 10, 20 ... and the last; sparser for deep networks."""
+    step = 10 if layers <= 200 else layers // 12 // 10 * 10
+    return sorted({1, *range(10, min(layers, 51), 10), *range(step, layers, step), layers} & set(range(1, layers + 1)))
+
+
+def rate(edges_per_second: float) -> str:
+    """Edges a second for people, in GE/s or TE/s."""
+    unit, scale = ("TE/s", 1e12) if edges_per_second >= 1e12 else ("GE/s", 1e9)
+    return f"{edges_per_second / scale:.4g} {unit}"
+
+
+def device() -> str:
+    """The device that JAX runs on: a GPU as JAX names it, or the processor and how many cores this process may use."""
+    kind = jax.devices()[0].device_kind
+    if kind != "cpu":
+        return kind
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(models, platform.machine())}, {usable_cores()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a figure depends on."""
+    import spdnn_jax
+
+    return {
+        "spdnn_jax": spdnn_jax.__version__,
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+@contextlib.contextmanager
+def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error; yields a function that takes the number of steps done.
+
+    Without tqdm, or where standard error is no terminal, a line says what is under way instead.
+    """
+    try:
+        tqdm: Any = require("tqdm", extra="data", purpose="progress bars").tqdm
+    except ImportError:
+        tqdm = None
+    if tqdm is None or not sys.stderr.isatty():
+        print(f"{title} ...", file=sys.stderr, flush=True)
+        yield lambda done: None
+        return
+    with tqdm(desc=title, total=total, file=sys.stderr, leave=False) as bar:
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        show.bar = bar  # pyright: ignore[reportFunctionMemberAccess]
+        yield show
+
+
+@contextlib.contextmanager
+def byte_bar(title: str) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar for a download; yields a function that takes a name, the bytes there, and the bytes in all."""
+    with progress_bar(title, 0) as show:
+
+        def show_bytes(_: str, done: int, total: int | None) -> None:
+            bar = getattr(show, "bar", None)
+            if bar is not None:
+                bar.total, bar.unit, bar.unit_scale = total, "B", True
+            show(done)
+
+        yield show_bytes
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Writes JSON, whole or not at all.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    target = Path(path)
+    partial = target.with_name(target.name + ".part")
+    try:
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
+    """Reads reports that runs wrote; a file may hold one or a list of them.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: A file holds no report.
+    """
+    reports: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not a JSON report ({error}): write one with spdnn --report_out") from None
+        for report in content if isinstance(content, list) else [content]:
+            needed = {"network", "active", "multiplied_edges", "features"}
+            if not isinstance(report, dict) or not needed <= report.keys():
+                raise ValueError(f"{path}: holds no report of a run: write one with spdnn --report_out")
+            reports.append(report)
+    return reports
+
+
+def plot_layers(reports: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Draws active features and multiplied edges by layer, and the layers' seconds where a run has profiled them.
+
+    Args:
+        reports: As `read_reports` returns them.
+        path: The figure; the ending names the format.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: The figure cannot be written.
+        ValueError: The ending names no format that matplotlib writes.
+    """
+    pyplot = _pyplot()
+    profiled = any(report.get("profile") for report in reports)
+    figure, axes = pyplot.subplots(2 + profiled, 1, sharex=True, figsize=(8, 6 + 3 * profiled), layout="constrained")
+    for report in reports:
+        layer = np.arange(1, len(report["active"]) + 1)
+        before = np.concatenate([[report["features"]], report["active"][:-1]])
+        label = f"{report['network']}, {report['inputs']}, --compress={report['compress']}"
+        axes[0].step(layer, report["active"], where="mid", label=label)
+        axes[1].step(layer, before * np.asarray(report["multiplied_edges"], float), where="mid", label=label)
+        if report.get("profile"):
+            seconds = [one["seconds"] for one in report["profile"]]
+            kernels = "/".join(dict.fromkeys(one["kernel"] for one in report["profile"]))
+            axes[2].step(layer, seconds, where="mid", label=f"{label}: {kernels}")
+    titles = ("active features after the layer", "edges multiplied in the layer", "seconds of the layer, alone")
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_ylabel(title)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+    axes[-1].set_xlabel("layer")
+    for axis in axes[::2]:
+        axis.legend()
+    _save(figure, path)
+
+
+def plot_networks(reports: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Draws the time of inference against the network, a line for each device and compression, beside the paper's code.
+
+    Args:
+        reports: As `read_reports` returns them. The paper's times are shown for 60,000 features only.
+        path: The figure; the ending names the format.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: The figure cannot be written.
+        ValueError: The ending names no format that matplotlib writes.
+    """
+    size = {f"{report['neurons']}x{report['layers']}": (report["neurons"], report["layers"]) for report in reports}
+    names = sorted(size, key=size.__getitem__)
+    lines: dict[str, dict[str, float]] = {}
+    for report in reports:
+        line = lines.setdefault(f"{report['device']}, --compress={report['compress']}", {})
+        line[f"{report['neurons']}x{report['layers']}"] = report["seconds"]["inference"]
+    if all(report["features"] == FEATURES for report in reports):
+        lines["the paper's code on one H100"] = {name: PAPER_SECONDS[name] for name in names if name in PAPER_SECONDS}
+    figure, axis = _pyplot().subplots(figsize=(8, 5), layout="constrained")
+    for label, line in lines.items():
+        axis.plot([names.index(name) for name in line], list(line.values()), "o", label=label)
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axis.set_xlabel("network: neurons x layers")
+    axis.set_ylabel("seconds of inference")
+    axis.set_yscale("log")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(figure, path)
+
+
+def _pyplot() -> Any:
+    matplotlib: Any = require("matplotlib", extra="plot", purpose="spdnn plot")
+    matplotlib.use("agg")
+    return require("matplotlib.pyplot", extra="plot", purpose="spdnn plot")
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+    """Writes the figure, whole or not at all."""
+    target = Path(path)
+    partial = target.with_name(f".part-{target.name}")
+    try:
+        figure.savefig(partial, dpi=150)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+        _pyplot().close(figure)

@@ -1,0 +1,1 @@
+"""Many devices and hosts: features spread over a mesh, networks run piece by piece."""

@@ -1,0 +1,301 @@
+"""The official files of the challenge: networks and inputs as TSV, plain or packed. All indices count from 1."""
+
+import contextlib
+import gzip
+import os
+import re
+import tarfile
+import tempfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spdnn_jax._native import core, usable_cores
+from spdnn_jax.graph_challenge import radixnet
+from spdnn_jax.graph_challenge.inputs import ALL
+from spdnn_jax.graph_challenge.networks import CAP, EDGES_PER_NEURON
+from spdnn_jax.network import SparseLayer, save_layers
+
+_CURE = "fetch the file again (spdnn download)"
+_BLOCK = 1 << 24  # bytes of text held at a time
+_NEWLINE = ord("\n")
+_SHOWN = 60  # bytes of a malformed line that are shown
+
+_Table = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Rows of a file by column: int32, int32, float32."""
+
+
+# --- networks ---------------------------------------------------------------------------------------------------------
+
+
+def layers(directory: str | os.PathLike[str], neurons: int, count: int) -> Iterator[SparseLayer]:
+    """Reads an official network, layer by layer, a few layers ahead on all cores.
+
+    Args:
+        directory: Holds the folder ``neuron<N>`` with files ``n<N>-l<k>.tsv``, or ``neuron<N>.tar.gz``; the folder
+            itself will do too. A packed folder is unpacked to a temporary folder first.
+        neurons: Width N.
+        count: Number of layers, from the first on.
+
+    Returns:
+        An iterator of layers, with the official bias of the width.
+
+    Raises:
+        OSError: A file is missing or cannot be read.
+        ValueError: A file is malformed; the message names file, line and cure.
+    """
+    with contextlib.ExitStack() as stack:
+        folder, shown = _find_network(Path(directory), neurons, count, stack)
+        names = [f"n{neurons}-l{number}.tsv" for number in range(1, count + 1)]
+        for name in names:
+            if not (folder / name).is_file():
+                raise FileNotFoundError(
+                    f"{shown}/{name} is missing: {count} layers were asked for; {_CURE}, or lower --layers"
+                )
+        workers = usable_cores()
+        pool = stack.enter_context(ThreadPoolExecutor(workers))
+        ahead: deque[Any] = deque()
+        for name in names:
+            ahead.append(pool.submit(read_layer, folder / name, neurons, f"{shown}/{name}", threads=1))
+            if len(ahead) > workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _find_network(directory: Path, neurons: int, count: int, stack: contextlib.ExitStack) -> tuple[Path, str]:
+    """The folder of the layers and its name for messages: an archive's own, not that of its temporary folder."""
+    name = f"neuron{neurons}"
+    for folder in (directory / name, directory):
+        if (folder / f"n{neurons}-l1.tsv").is_file():
+            return folder, str(folder)
+    packed = directory / f"{name}.tar.gz"
+    if packed.is_file():
+        target = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spdnn-")))
+        _unpack(packed, neurons, count, target)
+        return target / name, f"{packed}: {name}"
+    raise FileNotFoundError(
+        f"{directory} holds neither {name}/n{neurons}-l1.tsv nor {packed.name}: point --dataset_dir at the official "
+        "files, or fetch them with spdnn download"
+    )
+
+
+def _unpack(packed: Path, neurons: int, count: int, target: Path) -> None:
+    wanted = re.compile(rf"neuron{neurons}/n{neurons}-l(\d+)\.tsv")
+    try:
+        with gzip.open(packed) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                if member.name.startswith("/"):
+                    raise tarfile.AbsolutePathError(member)
+                tarfile.data_filter(member, str(target))  # raises where a member points outside
+                found = wanted.fullmatch(member.name.removeprefix("./"))
+                if found and member.isfile() and int(found[1]) <= count:
+                    archive.extract(member, target, filter="data")
+            while stream.read(1 << 20):
+                pass  # to the end, where the checksum stands
+    except tarfile.FilterError as error:
+        raise ValueError(f"{packed}: refused, for a member points outside its folder ({error})") from None
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{packed}: the archive is corrupt or cut short ({error}): {_CURE}") from None
+
+
+def read_layer(path: Path, neurons: int, name: str | None = None, threads: int | None = None) -> SparseLayer:
+    """Reads one layer of an official network.
+
+    Args:
+        path: A TSV file of (input neuron, output neuron, weight), counted from 1.
+        neurons: Width N.
+        name: What to call the file in messages; by default, its path.
+        threads: Threads to read with; by default, the cores this process may use.
+
+    Returns:
+        The layer, with one shared value where all weights are equal.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is malformed; the message names line and cure.
+    """
+    name = name or str(path)
+    tables = list(_read_tables(path, name, threads or usable_cores()))
+    inputs, outputs, values = tables[0] if len(tables) == 1 else map(np.concatenate, zip(*tables, strict=True))
+    for column in (inputs, outputs):
+        _check_range(name, column, neurons, "neuron")
+    if not np.isfinite(values).all():
+        line = int(np.argmin(np.isfinite(values))) + 1
+        raise ValueError(f"{name}, line {line}: the weight {values[line - 1]} is not a finite number; {_CURE}")
+    keys = outputs.astype(np.int64) * neurons + inputs
+    if (keys[1:] <= keys[:-1]).any():  # the official files are in order
+        order = np.argsort(keys, kind="stable")
+        keys, inputs, outputs, values = keys[order], inputs[order], outputs[order], values[order]
+        if (keys[1:] == keys[:-1]).any():
+            line = int(order[1 + int(np.argmax(keys[1:] == keys[:-1]))]) + 1
+            raise ValueError(f"{name}, line {line}: the edge stands in the file twice; {_CURE}")
+    _check_edges(name, outputs, neurons)
+    if (values == values[0]).all():
+        values = values[0]
+    indptr = np.arange(neurons + 1, dtype=np.int64) * EDGES_PER_NEURON
+    return SparseLayer(indptr, inputs - 1, values, np.asarray(radixnet.bias(neurons), np.float32), neurons)
+
+
+def _check_edges(name: str, outputs: np.ndarray, neurons: int) -> None:
+    if np.array_equal(outputs, np.repeat(np.arange(1, neurons + 1, dtype=outputs.dtype), EDGES_PER_NEURON)):
+        return
+    edges = np.bincount(outputs, minlength=neurons + 1)[1:]
+    short = int(np.argmax(edges != EDGES_PER_NEURON))
+    raise ValueError(
+        f"{name}, line {outputs.size}: output neuron {short + 1} has {edges[short]} edges at the end of the file, "
+        f"where an official network of {neurons} neurons has {EDGES_PER_NEURON}: the file is cut short or of "
+        f"another network; {_CURE}"
+    )
+
+
+def convert(
+    directory: str | os.PathLike[str],
+    neurons: int,
+    count: int,
+    output: str | os.PathLike[str],
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Turns an official network into one compact file, which `NetworkFile` reads at disk speed.
+
+    Args:
+        directory: As for `layers`.
+        neurons: Width N.
+        count: Number of layers.
+        output: The file to write, whole or not at all.
+        progress: Called after each layer with the number of layers done.
+
+    Raises:
+        OSError: A file cannot be read or written.
+        ValueError: A file is malformed.
+    """
+
+    def counted() -> Iterator[SparseLayer]:
+        for number, layer in enumerate(layers(directory, neurons, count), start=1):
+            yield layer
+            if progress is not None:
+                progress(number)
+
+    save_layers(output, counted(), count, CAP)
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def find_features(directory: str | os.PathLike[str], neurons: int) -> Path:
+    """The file of the official inputs in a folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    for name in (f"sparse-images-{neurons}.tsv", f"sparse-images-{neurons}.tsv.gz"):
+        path = Path(directory, name)
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"{directory} holds no sparse-images-{neurons}.tsv[.gz]: fetch it with spdnn download, or choose other --inputs"
+    )
+
+
+def features(directory: str | os.PathLike[str], neurons: int, count: int, share: slice = ALL) -> np.ndarray:
+    """Reads the official inputs, ``sparse-images-<N>.tsv`` or ``.tsv.gz``.
+
+    Args:
+        directory: Holds the file.
+        neurons: Width N.
+        count: Number of features, from the first on.
+        share: Which of these features to keep; the others take no memory.
+
+    Returns:
+        uint8 (features kept, neurons) of 0 and 1.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+        ValueError: The file is malformed; the message names line and cure.
+    """
+    if count < 1:
+        raise ValueError(f"at least one feature is needed, got {count}")
+    path = find_features(directory, neurons)
+    features_kept = range(count)[share]
+    place = np.full(count + 1, -1)  # in the result, by the feature's number
+    place[np.asarray(features_kept, np.int64) + 1] = np.arange(len(features_kept))
+    result = np.zeros((len(features_kept), neurons), np.uint8)
+    first_line, last_feature = 1, 0
+    for rows, pixels, values in _read_tables(path, str(path), usable_cores()):
+        _check_range(str(path), rows, np.iinfo(np.int32).max, "feature", first_line)
+        _check_range(str(path), pixels, neurons, "pixel", first_line)
+        binary = (values == 0) | (values == 1)
+        if not binary.all():
+            line = int(np.argmin(binary))
+            raise ValueError(f"{path}, line {first_line + line}: a pixel is 0 or 1, found {values[line]}; {_CURE}")
+        kept = (rows <= count) & (values != 0)
+        kept[kept] = place[rows[kept]] >= 0
+        result[place[rows[kept]], pixels[kept] - 1] = 1
+        first_line += rows.size
+        last_feature = max(last_feature, int(rows.max(initial=0)))
+    if last_feature < count:
+        raise ValueError(
+            f"{path}, line {first_line - 1}: the last feature is {last_feature}, {count} were asked for: "
+            f"lower --features, or {_CURE}"
+        )
+    return result
+
+
+# --- TSV --------------------------------------------------------------------------------------------------------------
+
+
+def _read_tables(path: Path, name: str, threads: int) -> Iterator[_Table]:
+    """Batches of rows, so that memory stays bounded; raises ValueError with the line of what is malformed."""
+    lines = 0
+    text = np.empty(_BLOCK if path.suffix == ".gz" else min(path.stat().st_size + 1, _BLOCK), np.uint8)
+    held = 0  # bytes at the head of `text`: a line whose end is still to be read
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb", buffering=0) as file:
+        while count := _read_into(text[held:], file, name):
+            filled = held + count
+            first, second, third, used = core.parse_table(text[:filled], threads)
+            lines += first.size
+            held = filled - used
+            if held == text.size or (text[used:filled] == _NEWLINE).any():
+                raise _malformed(name, lines + 1, text[used:filled])
+            yield first, second, third
+            text[:held] = text[used:filled]
+    if held:
+        text[held] = _NEWLINE
+        if core.parse_table(text[: held + 1], 1)[0].size == 0:
+            raise _malformed(name, lines + 1, text[:held])
+        raise ValueError(f"{name}, line {lines + 1}: the line has no end: the file is cut short; {_CURE}")
+    if not lines:
+        raise ValueError(f"{name}: the file is empty: {_CURE}")
+
+
+def _read_into(buffer: np.ndarray, file: Any, name: str) -> int:
+    try:
+        return file.readinto(buffer)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{name}: the gzip stream is corrupt or cut short ({error}): {_CURE}") from None
+
+
+def _malformed(name: str, line: int, text: np.ndarray) -> ValueError:
+    found = text[:_SHOWN].tobytes().split(b"\n")[0].decode(errors="replace").rstrip()
+    return ValueError(
+        f"{name}, line {line}: expected two whole numbers and a number with tabs between, found {found!r}; {_CURE}"
+    )
+
+
+def _check_range(name: str, column: np.ndarray, limit: int, what: str, first_line: int = 1) -> None:
+    wrong = (column < 1) | (column > limit)
+    if not wrong.any():
+        return
+    position = int(np.argmax(wrong))
+    value = column[position]
+    why = (
+        "indices count from 1; a file that counts from 0 has to be shifted"
+        if value == 0
+        else f"a network of {limit} neurons was asked for; check --neurons, or {_CURE}"
+    )
+    raise ValueError(f"{name}, line {first_line + position}: {what} {value} does not exist: {why}")

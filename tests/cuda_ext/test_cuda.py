@@ -1,0 +1,180 @@
+"""The CUDA kernel families, on a GPU; and what can be tested of them without one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse
+
+from spdnn_jax import SparseLayer, SparseNetwork, _native, build_plan, infer, ops, planner
+from spdnn_jax.distributed import pieces
+from spdnn_jax.graph_challenge import inputs, oracle, radixnet
+from spdnn_jax.simplify import Compress
+from tests.conftest import dense_reference, random_network
+
+FAMILIES = ("staged", "grouped", "resident")
+
+
+def assert_close(got: jax.Array, expected: np.ndarray) -> None:
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    np.testing.assert_allclose(np.asarray(got, np.float64), expected, atol=2e-5 * scale)
+
+
+# --- without a GPU ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not _native.has_cuda_library(), reason="built without CUDA")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lowers_to_one_custom_call_with_a_workspace(family: planner.Kernel) -> None:
+    plan = build_plan(radixnet.layers(64, 20), kernel=family)
+    y0 = jnp.ones((100, 64), jnp.uint8)
+    text = ops.categories.trace(plan, y0).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("@spdnn_network") == 1
+    workspace = _native.cuda_workspace_bytes(plan.table.records, 100)
+    assert f"tensor<{workspace}xui8>" in text
+    assert workspace >= 2 * 64 * 128 * 4, "two buffers of activations"
+
+
+def test_schedule_covers_all_layers_in_order() -> None:
+    for count in (1, 2, 3, 17, 120, 1920, 9000):
+        for family in FAMILIES if count < 1000 else ("resident",):
+            steps = planner.schedule(build_plan(radixnet.layers(32, count), kernel=family).table, family).steps
+            assert [step.first for step in steps] == [0, *(step.end for step in steps[:-1])]
+            assert steps[-1].end == count
+            assert all(step.end - step.first == 1 for step in steps) or family == "resident"
+
+
+def test_the_planner_looks_at_the_width() -> None:
+    narrow, wide = build_plan(random_network(0, [50, 60])), build_plan(random_network(0, [5000, 6], density=0.01))
+    assert planner.schedule(narrow.table).families == ["resident"]
+    assert planner.schedule(wide.table).families == ["staged"]
+    assert "staged for 1 (wider, fewer than 2 outputs in a row group)" in wide.summary()
+
+
+@pytest.mark.skipif(not _native.has_cuda_library(), reason="built without CUDA")
+@pytest.mark.parametrize("compress", ["none", "full"])
+def test_the_memory_of_a_call_is_known_before(compress: Compress) -> None:
+    """What the summary says, what the handler asks for, and what a run is cut by are one truth."""
+    plan, count = build_plan(radixnet.layers(1024, 20), compress=compress), 10_000
+    workspace = _native.cuda_workspace_bytes(plan.table.records, count)
+    summary = plan.summary(count)
+    assert f"{workspace / 2**20:,.1f} MiB of workspace" in summary
+    memory = int((plan.nbytes + count * 1024 + workspace) * 1.2)
+    fit = pieces.fit(plan.table, count, 1024, 1, memory)
+    assert (fit.layers, fit.features) == (plan.layers, count)
+    fewer = pieces.fit(plan.table, count, 1024, 1, memory // 2)
+    needed = fewer.features * 1024 + _native.cuda_workspace_bytes(plan.table.records, fewer.features)
+    assert 0 < fewer.features < count
+    assert plan.nbytes + needed < memory // 2
+
+
+def test_an_unknown_family_is_refused() -> None:
+    with pytest.raises(ValueError, match="kernel must be one of auto, staged, grouped, resident"):
+        build_plan(random_network(0, [5, 6]), kernel="fast")  # pyright: ignore[reportArgumentType]
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5, 8, 31, 32, 33, 127, 128, 129, 1000])
+@pytest.mark.parametrize("form", ["float32", "uint8", "packed"])
+def test_every_tile_boundary(family: planner.Kernel, count: int, form: str) -> None:
+    network = random_network(7, [45, 33, 64, 20], bias="negative", grouped=3)
+    plain = np.random.default_rng(count).random((count, 45)) < 0.3
+    y0 = inputs.pack_bits(plain) if form == "packed" else plain.astype(form)
+    plan = build_plan(network, kernel=family)
+    expected = dense_reference(network, plain)
+    assert_close(infer(plan, y0), expected)
+    alive, active = ops.categories_and_active(plan, y0)
+    np.testing.assert_array_equal(alive, expected.any(axis=1))
+    assert active[-1] == expected.any(axis=1).sum()
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("bias", ["vector", "scalar", "negative"])
+@pytest.mark.parametrize("one_value", [True, False])
+@pytest.mark.parametrize("grouped", [1, 5, 40])
+@pytest.mark.parametrize("widths", [[1, 1, 1], [2000, 3, 1500], [100, 333, 77, 500, 9]])
+def test_odd_networks(family: planner.Kernel, bias: str, one_value: bool, grouped: int, widths: list[int]) -> None:
+    network = random_network(3, widths, bias=bias, one_value=one_value, grouped=grouped, density=0.1)
+    y0 = np.random.default_rng(0).random((77, widths[0]), np.float32)
+    assert_close(infer(build_plan(network, kernel=family), y0), dense_reference(network, y0))
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("edges", [0, 1, 5000])
+def test_rows_of_any_length(family: planner.Kernel, edges: int) -> None:
+    generator = np.random.default_rng(edges)
+    dense = np.zeros((6000, 9))
+    dense[generator.choice(6000, edges, replace=False), 4] = generator.normal(size=edges) * 0.1
+    network = SparseNetwork((SparseLayer.from_dense(dense, -0.01),))
+    y0 = generator.random((70, 6000), np.float32)
+    assert_close(infer(build_plan(network, kernel=family), y0), dense_reference(network, y0))
+
+
+@pytest.mark.usefixtures("cuda")
+def test_indices_of_32_bits() -> None:
+    network = random_network(5, [70001, 50, 70001, 4], density=0.001)
+    y0 = np.random.default_rng(0).random((20, 70001), np.float32)
+    assert_close(infer(build_plan(network), y0), dense_reference(network, y0))
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("neurons", [1024, 4096])
+def test_challenge_networks_give_the_oracle_s_categories(family: planner.Kernel, neurons: int) -> None:
+    y0 = inputs.digits(neurons, 2000)
+    expected = oracle.infer(radixnet.layers(neurons, 40), y0)
+    alive, active = ops.categories_and_active(build_plan(radixnet.layers(neurons, 40), kernel=family), y0)
+    np.testing.assert_array_equal(alive, expected.categories)
+    assert active[-1] == expected.active[-1]
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_same_bits_in_20_runs(family: planner.Kernel) -> None:
+    network = random_network(3, [200, 150, 100], bias="negative")
+    y0 = np.random.default_rng(0).random((1000, 200), np.float32)
+    plan = build_plan(network, kernel=family)
+    first = np.asarray(infer(plan, y0))
+    for _ in range(20):
+        np.testing.assert_array_equal(np.asarray(infer(plan, y0)), first)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", ["staged", "grouped"])
+def test_offsets_past_32_bits(family: planner.Kernel) -> None:
+    """65,536 neurons x 60,000 features are 3.9e9 activations: an index of 32 bits would meet another feature's."""
+    memory = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 0)
+    if memory < 45 << 30:
+        pytest.skip("needs 45 GiB of device memory")
+    neurons, count, kept = 65536, 60000, np.asarray([0, 32767, 32768, 59999])
+    identity = scipy.sparse.eye_array(neurons, format="csr")
+    network = SparseNetwork((SparseLayer.from_scipy(identity, bias=0.0),) * 3)
+    y0 = jnp.zeros((count, neurons), jnp.uint8).at[kept, neurons - 1].set(1)
+    alive, active = ops.categories_and_active(build_plan(network, kernel=family), y0)
+    np.testing.assert_array_equal(np.flatnonzero(alive), kept)
+    np.testing.assert_array_equal(active, [4, 4, 4])
+
+
+@pytest.mark.usefixtures("cuda")
+def test_the_gpu_agrees_with_the_cpu_on_merged_networks() -> None:
+    """Equal neurons and features are merged on both: categories are equal, values to rounding."""
+    y0 = inputs.digits(256, 500)
+    plan = build_plan(radixnet.layers(256, 200), compress="full")
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        on_cpu = infer(build_plan(radixnet.layers(256, 200), compress="full"), y0)
+    on_gpu = infer(plan, y0)
+    np.testing.assert_array_equal(np.any(on_gpu, axis=1), np.any(on_cpu, axis=1))
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_too_wide_for_residence_is_said() -> None:
+    plan = build_plan(random_network(0, [60000, 3], density=0.001), kernel="resident")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="too wide for shared memory"):
+        jax.block_until_ready(infer(plan, jnp.zeros((1, 60000))))

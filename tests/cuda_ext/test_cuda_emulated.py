@@ -1,0 +1,258 @@
+"""The CUDA kernels on the CPU (see emulate.py): the sources that a GPU runs, under the address sanitizer."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spdnn_jax import SparseLayer, SparseNetwork, build_plan, planner
+from spdnn_jax.graph_challenge import oracle, radixnet
+from spdnn_jax.graph_challenge.inputs import pack_bits
+from spdnn_jax.simplify import Compress
+from tests.conftest import dense_reference, random_network
+from tests.emulator import emulate
+
+FAMILIES = ("staged", "grouped", "resident")
+
+pytestmark = pytest.mark.skipif(emulate.missing() is not None, reason=str(emulate.missing()))
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> emulate.Emulator:
+    return emulate.Emulator(tmp_path_factory.mktemp("emulator"))
+
+
+@pytest.fixture(scope="module")
+def colliding(tmp_path_factory: pytest.TempPathFactory) -> emulate.Emulator:
+    """All features have one of two hashes."""
+    return emulate.Emulator(tmp_path_factory.mktemp("colliding"), ("SPDNN_FEATURE_HASH_MASK=uint64_t{1}",))
+
+
+def check(result: emulate.Result, network: SparseNetwork, y0: np.ndarray) -> None:
+    """Compares with the float64 oracle."""
+    expected = dense_reference(network, y0)
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    if result.activations.size:
+        np.testing.assert_allclose(result.activations, expected, atol=3e-5 * scale)
+    largest = expected.max(axis=1, initial=0)
+    clear = np.flatnonzero((largest > 1e-5 * scale) | (largest == 0))
+    np.testing.assert_array_equal(result.alive[clear], largest[clear] > 0)
+    assert result.active[-1] == result.alive.sum()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("count", "form"), [(1, "packed"), (3, "uint8"), (4, "float32"), (33, "uint8"), (129, "packed")]
+)
+def test_tile_boundaries(emulator: emulate.Emulator, family: planner.Kernel, count: int, form: str) -> None:
+    """Rows of 45 neurons are not aligned to what a thread loads, those of 80 are, but for the last packed word."""
+    generator = np.random.default_rng(count)
+    for inputs in (45, 80):
+        network = random_network(7, [inputs, 33, 64, 20], bias="negative", grouped=3)
+        plain = generator.random((count, inputs)) < 0.3
+        y0 = {"packed": pack_bits(plain), "float32": generator.random(plain.shape, np.float32)}.get(
+            form, generator.integers(0, 256, plain.shape, np.uint8) * plain
+        )
+        check(emulator.run(build_plan(network, kernel=family), y0), network, plain if form == "packed" else y0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_that_die_and_revive(emulator: emulate.Emulator, family: planner.Kernel) -> None:
+    """Most die in the first layers and leave the lists; with a positive bias later, all must stay."""
+    generator = np.random.default_rng(0)
+    y0 = (generator.random((150, 256)) < generator.random((150, 1))).astype(np.uint8)
+    layers = list(radixnet.layers(256, 12))
+    dying = SparseNetwork(tuple(layers))
+    expected = oracle.infer(layers, y0)
+    assert 0 < expected.active[-1] < expected.active[0]
+    result = emulator.run(build_plan(dying, kernel=family), y0)
+    check(result, dying, y0)
+    np.testing.assert_array_equal(result.active, expected.active)
+    if family == "resident":  # and all of them in one launch, in which memory of earlier layers is used again
+        result = emulator.run(build_plan(dying), y0, steps=[planner.Step("resident", 0, 12)])
+        check(result, dying, y0)
+        np.testing.assert_array_equal(result.active, expected.active)
+    revived = SparseNetwork((*layers[:6], SparseLayer.from_scipy(scipy.sparse.eye_array(256).tocsr(), bias=0.25)))
+    check(emulator.run(build_plan(revived, kernel=family), y0), revived, y0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("edges", [0, 5000])
+def test_rows_of_any_length(emulator: emulate.Emulator, family: planner.Kernel, edges: int) -> None:
+    generator = np.random.default_rng(edges)
+    dense = np.zeros((6000, 9))
+    dense[generator.choice(6000, edges, replace=False), 4] = generator.normal(size=edges) * 0.1
+    network = SparseNetwork((SparseLayer.from_dense(dense, -0.01),))
+    y0 = generator.random((35, 6000), np.float32)
+    check(emulator.run(build_plan(network, kernel=family), y0), network, y0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("widths", [[0, 5, 4], [5, 0, 4], [5, 4, 0]])
+def test_layers_without_neurons(emulator: emulate.Emulator, family: planner.Kernel, widths: list[int]) -> None:
+    """A launch of no blocks is an error of its own."""
+    for bias in ("scalar", "negative"):
+        network = random_network(0, widths, bias=bias)
+        y0 = np.ones((7, widths[0]), np.uint8)
+        check(emulator.run(build_plan(network, kernel=family), y0), network, y0)
+
+
+@pytest.mark.parametrize("grouped", [1, 5])
+def test_indices_of_32_bits(emulator: emulate.Emulator, grouped: int) -> None:
+    network = random_network(5, [70001, 50, 4], density=0.001, grouped=grouped)
+    y0 = np.random.default_rng(0).random((5, 70001), np.float32)
+    check(emulator.run(build_plan(network), y0), network, y0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_order_of_threads_changes_no_bit(emulator: emulate.Emulator, family: planner.Kernel) -> None:
+    """A barrier that is missing shows as a result that depends on who came first."""
+    network = random_network(3, [200, 150, 100, 70], bias="negative")
+    plan, y0 = build_plan(network, kernel=family), np.random.default_rng(0).random((70, 200), np.float32)
+    first = emulator.run(plan, y0, seed=1)
+    check(first, network, y0)
+    for seed in (2, 3):
+        np.testing.assert_array_equal(emulator.run(plan, y0, seed=seed).activations, first.activations)
+
+
+@st.composite
+def schedules(draw: st.DrawFn, layers: int, searches: bool) -> list[planner.Step]:
+    """Any families side by side, launches of any length, searches for equal features anywhere."""
+    steps, layer = [], 0
+    while layer < layers:
+        if searches and layer and draw(st.booleans()):
+            steps.append(planner.Step("equal features", layer, layer))
+        action = draw(st.sampled_from(FAMILIES))
+        end = layer + (draw(st.integers(1, layers - layer)) if action == "resident" else 1)
+        steps.append(planner.Step(action, layer, end))
+        layer = end
+    return steps
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.data(),
+    seed=st.integers(0, 1000),
+    widths=st.lists(st.sampled_from([1, 2, 31, 33, 64, 100, 600]), min_size=2, max_size=7),
+    density=st.sampled_from([0.0, 0.02, 0.3]),
+    one_value=st.booleans(),
+    grouped=st.sampled_from([1, 3, 17, 40]),
+    bias=st.sampled_from(["vector", "scalar", "negative"]),
+    cap=st.sampled_from([None, 0.7, 1.0, 32.0, 2.0**40]),
+    count=st.sampled_from([1, 5, 32, 63, 100]),
+    compress=st.sampled_from(["none", "neurons", "full"]),
+    activations=st.booleans(),
+)
+def test_any_schedule(
+    emulator: emulate.Emulator,
+    data: st.DataObject,
+    seed: int,
+    widths: list[int],
+    density: float,
+    one_value: bool,
+    grouped: int,
+    bias: str,
+    cap: float | None,
+    count: int,
+    compress: Compress,
+    activations: bool,
+) -> None:
+    """Each kind of step finds the features where the one before left them, in any order of kinds.
+
+    Caps that are powers of two set the units in which activations are held, others do not.
+    """
+    network = random_network(seed, widths, cap, density=density, one_value=one_value, grouped=grouped, bias=bias)
+    generator = np.random.default_rng(seed)
+    y0 = (generator.random((count, widths[0])) < 0.2).astype(np.float32)
+    y0[generator.integers(count, size=count // 3)] = y0[0]
+    plan = build_plan(network, kernel="staged", compress=compress)
+    steps = data.draw(schedules(plan.layers, compress == "full"))
+    result = emulator.run(plan, y0, steps=steps, activations=activations)
+    check(result, network, y0)
+    if compress == "none":
+        np.testing.assert_allclose(result.active, oracle.infer(network.layers, y0, cap=network.cap).active, atol=1)
+
+
+# --- equal features ---------------------------------------------------------------------------------------------------
+
+
+def equal_at_once(widths: Sequence[int]) -> tuple[SparseNetwork, np.ndarray]:
+    """A network whose layers saturate all their outputs at the cap, for features that are not small."""
+    layers = [
+        SparseLayer.from_dense(np.full((inputs, outputs), 5.0), bias=-1.0)
+        for inputs, outputs in itertools.pairwise(widths)
+    ]
+    y0 = np.random.default_rng(0).random((100, widths[0]), np.float32)
+    y0[::7] = 0
+    return SparseNetwork(tuple(layers)), y0
+
+
+def search_after(layer: int, layers: int) -> list[planner.Step]:
+    halves = [planner.Step("resident", 0, layer), planner.Step("resident", layer, layers)]
+    return [halves[0], planner.Step("equal features", layer, layer), halves[1]]
+
+
+def test_equal_features_are_counted_and_answered_for(emulator: emulate.Emulator) -> None:
+    """All survivors are equal after one layer: one goes on, all others get its result and are counted."""
+    network, y0 = equal_at_once([20, 30, 25, 10])
+    plan = build_plan(network, compress="full", kernel="resident")
+    result = emulator.run(plan, y0, steps=search_after(1, 3))
+    check(result, network, y0)
+    np.testing.assert_array_equal(result.active, [85, 85, 85])
+
+
+@pytest.mark.parametrize("family", ["grouped", "staged"])
+def test_equal_features_among_survivors(emulator: emulate.Emulator, family: planner.Action) -> None:
+    """Where features have died, the survivors do not stand at their own numbers."""
+    generator = np.random.default_rng(0)
+    y0 = (generator.random((150, 256)) < generator.random((150, 1))).astype(np.uint8)
+    y0[100:] = y0[:50]
+    network = SparseNetwork(tuple(radixnet.layers(256, 8)))
+    expected = oracle.infer(network.layers, y0)
+    assert len(set(expected.active)) > 3, "they die layer by layer"
+    plan = build_plan(network, compress="full", kernel="staged")
+    steps = [planner.Step(family, layer, layer + 1) for layer in range(8)]
+    for layer in (5, 3, 1):
+        steps.insert(layer, planner.Step("equal features", layer, layer))
+    result = emulator.run(plan, y0, steps=steps)
+    check(result, network, y0)
+    np.testing.assert_array_equal(result.active, expected.active)
+
+
+@pytest.mark.parametrize("activations", [True, False])
+def test_collisions_cost_time_and_no_result(colliding: emulate.Emulator, activations: bool) -> None:
+    """Features of one hash are compared value by value: none may get another's result."""
+    network = random_network(11, [40, 600, 30, 20], bias="scalar")
+    plan = build_plan(network, compress="full", kernel="resident")
+    y0 = np.random.default_rng(3).random((90, 40), np.float32)
+    y0[50:60] = y0[:10]
+    y0[60] = y0[0]
+    y0[60, 17] = np.nextafter(y0[0, 17], np.float32(2))  # equal but for one value's last bit
+    steps = search_after(1, 3)
+    check(colliding.run(plan, y0, steps=steps, activations=activations), network, y0)
+
+
+def test_signed_zeros(emulator: emulate.Emulator) -> None:
+    """-0.0 and 0.0 differ as bits and agree as values: whether they are merged or not, the result is the same."""
+    network = random_network(2, [30, 30, 30], bias="negative")
+    y0 = (np.random.default_rng(0).random((40, 30)) < 0.3).astype(np.float32)
+    y0[20:] = np.where(y0[:20] == 0, np.float32(-0.0), y0[:20])
+    plan = build_plan(network, compress="full", kernel="grouped")
+    steps = [planner.Step("grouped", 0, 1), planner.Step("equal features", 1, 1), planner.Step("grouped", 1, 2)]
+    check(emulator.run(plan, y0, steps=steps), network, y0)
+
+
+def test_the_planner_s_own_searches(emulator: emulate.Emulator) -> None:
+    """A deep network is searched where the planner says; the result is that of a run without."""
+    network = random_network(5, [40] * 41, density=1.0, bias="scalar")
+    y0 = np.random.default_rng(0).random((50, 40), np.float32)
+    y0[25:] = y0[:25]
+    plain, merging = (build_plan(network, compress=compress) for compress in ("none", "full"))
+    assert sum(step.action == "equal features" for step in planner.schedule(merging.table).steps) == 1
+    expected, result = emulator.run(plain, y0), emulator.run(merging, y0)
+    np.testing.assert_array_equal(result.activations, expected.activations)
+    np.testing.assert_array_equal(result.active, expected.active)

@@ -1,0 +1,146 @@
+"""Several processes: the same result as one, and an end to all of them when one is lost."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spdnn_jax.graph_challenge import inputs, official_files
+from tests.graph_challenge.test_official_files import write_network
+
+SMALL = ("--neurons=256", "--layers=5", "--features=203", "--inputs=digits", "--check=full", "--repeats=2")
+
+CPUS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "spdnn_jax", "--backend=cpu", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | CPUS | environment,
+    )
+
+
+def start_pair(*arguments: str) -> list[subprocess.Popen[str]]:
+    """Two processes of two devices each, on loopback."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    flags = (f"--coordinator_address={address}", "--num_processes=2", *arguments)
+    return [start(*flags, f"--process_id={number}") for number in range(2)]
+
+
+def finish(process: subprocess.Popen[str], timeout: int = 120) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("cut", [(), ("--stream_layers=2", "--stream_features=77"), ("--rebalance_after=2",)])
+def test_two_processes_equal_one(cut: tuple[str, ...], tmp_path: Path) -> None:
+    """Each process holds its share alone; the categories must come out whole and in order, and be written once."""
+
+    def outcome(name: str, processes: list[subprocess.Popen[str]]) -> tuple[str, dict[str, Any]]:
+        for number, process in enumerate(processes):
+            output, errors = finish(process)
+            assert process.returncode == 0, errors
+            assert ("203 features equal the float64 oracle's" in output) == (number == 0), output
+        return (tmp_path / name).read_text(), json.loads((tmp_path / f"{name}.json").read_text())
+
+    def into(name: str) -> tuple[str, ...]:
+        return (*SMALL, f"--categories_out={tmp_path}/{name}", f"--report_out={tmp_path}/{name}.json")
+
+    one, one_report = outcome("one", [start(*into("one"))])
+    two, two_report = outcome("two", start_pair(*into("two"), *cut))
+    assert one == two
+    assert 0 < len(one.splitlines()) < 203
+    assert one_report["active"] == two_report["active"]
+    assert (two_report["devices"], two_report["processes"]) == (4, 2)
+    assert np.asarray(two_report["active_of_devices"]).sum(axis=0).tolist() == one_report["active"]
+
+
+def test_slurm_says_who_is_who() -> None:
+    """As srun starts them: nothing but the environment tells the processes apart."""
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    processes = [
+        start(*SMALL, "--coordinator_address=auto", **job, SLURM_PROCID=number, SLURM_LOCALID=number)
+        for number in ("0", "1")
+    ]
+    outputs = [finish(process) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "4 of 2 processes" in outputs[0][0]
+    assert "nominal" not in outputs[1][0], "process 0 speaks for all"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("cause", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_process_ends_the_other(victim: int, cause: signal.Signals) -> None:
+    """Collectives wait for ever for a process that died, or that hangs."""
+    pair = start_pair(*SMALL, "--repeats=1000000", "--lost_after=5")
+    try:
+        for process in pair:
+            assert process.stderr is not None
+            while "inference" not in process.stderr.readline():
+                assert process.poll() is None
+        pair[victim].send_signal(cause)
+        survivor = pair[1 - victim]
+        _, errors = finish(survivor, timeout=100)
+        assert survivor.returncode not in (0, None)
+        assert "lost contact with another process" in errors or "another task died" in errors, errors
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_waits_in_vain_says_so(number: int) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    process = start(
+        *SMALL, f"--coordinator_address={address}", "--num_processes=2", f"--process_id={number}", "--lost_after=2"
+    )
+    _, errors = finish(process)
+    assert process.returncode == 1
+    assert "the processes did not meet at 127.0.0.1" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--coordinator_address=localhost:1",), "--coordinator_address needs --num_processes and --process_id"),
+        (("--coordinator_address=localhost:1", "--num_processes=2", "--process_id=2"), "counts from 0"),
+    ],
+)
+def test_mistakes_are_named(arguments: tuple[str, ...], message: str) -> None:
+    process = start(*SMALL, *arguments)
+    _, errors = finish(process)
+    assert process.returncode == 1
+    assert message in errors
+
+
+def test_shares_make_up_the_whole(tmp_path: Path) -> None:
+    """What the processes read, each its own share, must be what one process would read."""
+    write_network(tmp_path, layers=1)
+    lines = "".join(f"{feature}\t{1 + feature % 64}\t1\n" for feature in range(1, 40))
+    (tmp_path / "sparse-images-64.tsv").write_text(lines)
+    for read in (
+        lambda share: inputs.random(64, 1501, share=share),
+        lambda share: inputs.digits(64, 41, share=share),
+        lambda share: official_files.features(tmp_path, 64, 38, share),
+    ):
+        whole = read(slice(None))
+        for number in range(3):
+            np.testing.assert_array_equal(read(slice(number, None, 3)), whole[number::3])

@@ -1,0 +1,132 @@
+"""Runs the CUDA kernels on the CPU: the very sources, compiled by g++ against a stand-in for CUDA's header.
+
+What it shows: wrong results, reads of memory that nobody wrote or that lies outside a buffer, misaligned loads, missing
+waits and barriers (threads run in random order between barriers), barriers that not all threads reach. What it does not
+show: speed, the memory model, what the compiler for the GPU makes of the code. `make gpu-check` does.
+"""
+
+import functools
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spdnn_jax import Plan, planner
+
+_HERE = Path(__file__).parent
+_SOURCE = Path(__file__).parents[2] / "cuda_ext"
+_INPUT_TYPES = {"float32": 0, "uint8": 1, "bool": 1, "uint32": 2}  # as cuda_ext/cuda/input.h counts them
+_OPTIONS = ["-std=c++17", "-O1", "-g1", "-Wno-unknown-pragmas", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
+
+_LAUNCH = re.compile(r"(\w+)<<<(.*?)>>>\((.*?)\);", re.DOTALL)
+_DYNAMIC_SHARED = re.compile(r"extern __shared__ __align__\(\d+\) (\w+) (\w+)\[\];")
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why the kernels cannot be emulated here, or None."""
+    if not shutil.which("g++"):
+        return "g++ is not found"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "empty.cc"
+        source.write_text("int main() {}")
+        tried = _run("g++", *_OPTIONS, source, "-o", source.with_suffix(""))
+    return None if tried.returncode == 0 else "g++ has no address sanitizer"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a network call gives.
+
+    Attributes:
+        activations: float32 (features, outputs), or of size 0 where not asked for.
+        alive: bool (features,).
+        active: int32 (layers,).
+    """
+
+    activations: np.ndarray
+    alive: np.ndarray
+    active: np.ndarray
+
+
+class Emulator:
+    """The compiled kernels."""
+
+    def __init__(self, folder: Path, definitions: tuple[str, ...] = ()) -> None:
+        """Compiles them.
+
+        Args:
+            folder: An empty folder to work in.
+            definitions: Macros, as in "NAME=1".
+        """
+        self._folder = folder
+        sources = []
+        for path in sorted((_SOURCE / "cuda").iterdir()):
+            if path.suffix in (".cu", ".cuh", ".h") and path.name != "intrinsics.cuh":
+                copy = folder / (path.name + ".cc" if path.suffix == ".cu" else path.name)
+                copy.write_text(_as_cpp(path.read_text()))
+                sources += [copy] if path.suffix == ".cu" else []
+        shutil.copy(_HERE / "intrinsics.cuh", folder)
+        sources += [_HERE / "emulator.cc", _HERE / "main.cc"]
+        options = [*_OPTIONS, *(f"-D{name}" for name in definitions), f"-I{_HERE}", f"-I{folder}", f"-I{_SOURCE}"]
+        objects = [folder / f"{source.name}.o" for source in sources]
+        with ThreadPoolExecutor() as pool:
+            for done in pool.map(
+                lambda pair: _run("g++", *options, "-c", pair[0], "-o", pair[1]), zip(sources, objects, strict=True)
+            ):
+                assert done.returncode == 0, done.stderr
+        self._program = folder / "emulate"
+        linked = _run("g++", *options, *objects, "-o", self._program)
+        assert linked.returncode == 0, linked.stderr
+
+    def run(
+        self,
+        plan: Plan,
+        y0: np.ndarray,
+        *,
+        steps: Sequence[planner.Step] | None = None,
+        activations: bool = True,
+        seed: int = 1,
+    ) -> Result:
+        """Runs a network.
+
+        Args:
+            plan: The network.
+            y0: Features, as for `infer`.
+            steps: What to do with the layers; by default, what the planner says.
+            activations: Whether they are wanted.
+            seed: Of the order of threads between barriers.
+        """
+        call = np.asarray([len(y0), _INPUT_TYPES[str(y0.dtype)], activations], np.int64)
+        schedule = planner.schedule(plan.table, plan.kernel) if steps is None else planner.Schedule(tuple(steps), "")
+        files = {
+            "records": plan.table.records,
+            "words": plan.words,
+            "schedule": schedule.records,
+            "call": call,
+            "input": y0,
+        }
+        for name, array in files.items():
+            np.ascontiguousarray(array).tofile(self._folder / name)
+        done = _run(self._program, self._folder, seed)
+        assert done.returncode == 0, done.stderr[-4000:]
+        y, alive, active = (
+            np.fromfile(self._folder / name, dtype)
+            for name, dtype in (("activations", np.float32), ("alive", np.bool_), ("active", np.int32))
+        )
+        return Result(y.reshape(-1, max(plan.outputs, 1)), alive, active)
+
+
+def _as_cpp(source: str) -> str:
+    source = _DYNAMIC_SHARED.sub(r"\1* \2 = static_cast<\1*>(emulator::dynamic_shared());", source)
+    return _LAUNCH.sub(r"emulator::launch(\2, [=] { \1(\3); });", source)
+
+
+def _run(*command: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=300)
