@@ -222,7 +222,7 @@ def test_every_instruction_set(kernels: str, monkeypatch: pytest.MonkeyPatch) ->
     plan = build_plan(network)
     try:
         got = jax.block_until_ready(infer(plan, y0))
-    except jax.errors.JaxRuntimeError as error:
+    except (ValueError, jax.errors.JaxRuntimeError) as error:  # which of them is JAX's choice
         assert "names no kernels that run on this processor" in str(error)
         pytest.skip(f"this processor has no {kernels}")
     assert_close(got, dense_reference(network, y0))
