@@ -10,42 +10,25 @@
 namespace spdnn::cuda {
 namespace {
 
-constexpr int64_t kSharedReservedPerBlock = 1024;  // by the driver
-constexpr int64_t kSharedStatic = 2048;            // of the kernel
-constexpr int kWantedBlocks = 2;                   // per multiprocessor: one loads while another computes
-constexpr int kMostFeatures = 32;                  // of a block: a bit each in a word
+constexpr int64_t kSharedStatic = 4096;  // of the kernel
+constexpr int kMostFeatures = 32;        // of a block: a bit each in a word
+
+constexpr int kMostThreads = 512;  // 128 registers each
+constexpr int kRowOutputs = 16;    // outputs of a row
+constexpr int kSumsOfThread = 64;  // rows times outputs times features
 
 constexpr int kStagedLayers = 4;  // one that is computed, and those on their way into shared memory
 constexpr int kStagedRuns = 4;    // run records of a layer that are brought along
 constexpr int kLayerFields = sizeof(PlanLayer) / sizeof(int64_t);
 constexpr int kRunFields = sizeof(PlanRun) / sizeof(int64_t);
 
-// Of one of the two buffers; a multiple of 16 bytes.
-__host__ __device__ int64_t buffer_floats(int64_t max_width, int features) {
-  return (max_width * features + 3) / 4 * 4;
-}
-
 int64_t block_bytes(int64_t max_width, int features, int64_t staged_words) {
-  return (2 * buffer_floats(max_width, features) + kStagedLayers * staged_words) * static_cast<int64_t>(sizeof(float));
+  return (round_up(max_width * features, 4) + kStagedLayers * staged_words) * static_cast<int64_t>(sizeof(float));
 }
 
-// Blocks of so much shared memory that one multiprocessor holds.
-int64_t blocks_that_fit(int64_t bytes, const DeviceLimits& limits) {
-  if (bytes + kSharedStatic > limits.block_shared_bytes) return 0;
-  return limits.shared_bytes / (bytes + kSharedStatic + kSharedReservedPerBlock);
-}
-
-// A block's size. Each thread has `kVector` features of one row group. Two, and not four, keep the registers free for
-// four warps a scheduler, without which the multiply-adds wait for one another.
-template <int kFeaturesOfThread, int kThreads, int kBlocks>
-struct Shape {
-  static constexpr int kVector = kFeaturesOfThread;
-  static constexpr int kMaxThreads = kThreads;
-  static constexpr int kMinBlocks = kBlocks;
-};
-
-// The features of a block at work: a power of two, `columns` of them, of which `lanes` threads have kVector each.
-// Activations lie in shared memory as [neuron][columns].
+// The features of a block at work: a power of two, `columns` of them, of which `lanes` threads have some each.
+// Activations lie in shared memory as [neuron][columns], once: a layer's sums stay in registers until all threads are
+// through with its inputs.
 struct Columns {
   int count_bits;
   int lane_bits;
@@ -56,7 +39,10 @@ struct Columns {
 
 template <int kVector>
 __device__ __forceinline__ void load_vector(const float* address, float (&x)[kVector]) {
-  if constexpr (kVector == 2) {
+  if constexpr (kVector == 4) {
+    const float4 v = *reinterpret_cast<const float4*>(address);
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+  } else if constexpr (kVector == 2) {
     const float2 v = *reinterpret_cast<const float2*>(address);
     x[0] = v.x, x[1] = v.y;
   } else {
@@ -66,43 +52,13 @@ __device__ __forceinline__ void load_vector(const float* address, float (&x)[kVe
 
 template <int kVector>
 __device__ __forceinline__ void store_vector(float* address, const float (&x)[kVector]) {
-  if constexpr (kVector == 2) {
+  if constexpr (kVector == 4) {
+    *reinterpret_cast<float4*>(address) = make_float4(x[0], x[1], x[2], x[3]);
+  } else if constexpr (kVector == 2) {
     *reinterpret_cast<float2*>(address) = make_float2(x[0], x[1]);
   } else {
     *address = x[0];
   }
-}
-
-// One run of one layer from `in` to `out`. Returns a bit for each of the thread's features that some output made
-// active.
-template <int kVector, int kOutputs, bool kStored, typename Words>
-__device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const PlanRun run, const Words& words,
-                                                const Scale& scale, const Columns& columns, const float* in,
-                                                float* out) {
-  const int lane = threadIdx.x & (columns.lanes() - 1);
-  const int stride = columns.count();
-  const int groups = static_cast<int>(run.groups);
-  const int units = groups * (static_cast<int>(run.group_outputs) / kOutputs);
-  const char* column = reinterpret_cast<const char*>(in + lane * kVector);
-  // One multiply-add makes an address of an index, if the compiler does not know that it could shift and add.
-  const uint32_t stride_bytes = opaque(static_cast<uint32_t>(stride * sizeof(float)));
-  uint32_t active = 0;
-  for (int u = threadIdx.x >> columns.lane_bits; u < units; u += blockDim.x >> columns.lane_bits) {
-    const Unit unit = Unit::at(u, groups, kOutputs);
-    float sums[kOutputs][kVector];
-    start_with_bias(layer, run, unit, words, scale, sums);
-    accumulate<kOutputs, kVector, kStored, !kStored, uint16_t>(
-        run, unit, words,
-        [=](uint32_t index, float (&x)[kVector]) {
-          load_vector<kVector>(reinterpret_cast<const float*>(column + index * stride_bytes), x);
-        },
-        sums);
-    active |= clip_all(sums, scale);
-    float* target = out + unit.first_slot(run) * stride + lane * kVector;
-#pragma unroll
-    for (int r = 0; r < kOutputs; ++r) store_vector<kVector>(target + r * unit.width * stride, sums[r]);
-  }
-  return active << (lane * kVector);
 }
 
 // A layer's records, as shared memory holds them.
@@ -111,27 +67,235 @@ struct alignas(16) StagedLayer {
   PlanRun runs[kStagedRuns];
 };
 
-template <int kVector, typename Words>
-__device__ __forceinline__ uint32_t compute_layer(const StagedLayer& staged, const PlanRun* runs, const Words& words,
-                                                  const Scale& scale, const Columns& columns, const float* in,
-                                                  float* out) {
-  uint32_t active = 0;
-  const PlanLayer& layer = staged.layer;
-  for (int r = 0; r < static_cast<int>(layer.runs); ++r) {
-    const PlanRun& run = r < kStagedRuns ? staged.runs[r] : runs[layer.first_run + r];
-    const auto compute = [&](auto stored) {
-      constexpr bool kStored = decltype(stored)::value;
-      dispatch_outputs<kStored>(run.group_outputs, [&](auto outputs) {
-        active |= compute_run<kVector, decltype(outputs)::value, kStored>(layer, run, words, scale, columns, in, out);
-      });
-    };
-    if (run.value_offset < 0) {
-      compute(std::false_type{});
-    } else {
-      compute(std::true_type{});
+// A layer's records and sections, wherever they are read: in device memory, or a copy of them in shared memory.
+struct LayerView {
+  const StagedLayer& staged;
+  const PlanRun* all_runs;
+  const uint32_t* words;  // the plan's word number `first_word`
+  int64_t first_word;
+
+  __device__ const PlanLayer& layer() const { return staged.layer; }
+  __device__ const PlanRun& run(int r) const {
+    return r < kStagedRuns ? staged.runs[r] : all_runs[staged.layer.first_run + r];
+  }
+
+  template <typename T>
+  __device__ const T* at(int64_t word) const {
+    return reinterpret_cast<const T*>(words + (word - first_word));
+  }
+};
+
+// The sums of a thread, first in, first out: registers have no addresses, so what is kept moves up when a part is
+// added, and again when one is taken. A few moves beside all multiply-adds of a part, and a loop's body serves all
+// parts.
+template <int kVector>
+struct Sums {
+  static constexpr int kOutputs = kSumsOfThread / kVector;
+  float values[kOutputs][kVector];
+
+  template <int kPart>
+  __device__ __forceinline__ void make_room() {
+#pragma unroll
+    for (int r = kOutputs - 1; r >= kPart; --r) {
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) values[r][v] = values[r - kPart][v];
     }
   }
-  return active;
+};
+
+// Walks through the units of a thread: `kOutputs` outputs of a group each. Of all units of the layer a thread takes
+// each `step`th, so that neighbours read what stands side by side, and each has units of long rows and of short ones.
+template <int kOutputs>
+class UnitCursor {
+ public:
+  __device__ UnitCursor(const LayerView& view, int first, int step)
+      : view_(view), step_(step), number_(first), runs_(static_cast<int>(view.layer().runs)) {
+    units_ = runs_ > 0 ? units_of(view.run(0)) : 0;
+  }
+
+  // Calls visit(run, unit) for the next one, if there is one.
+  template <typename Visit>
+  __device__ __forceinline__ void next(const Visit& visit) {
+    while (number_ >= first_unit_ + units_ && run_ + 1 < runs_) {
+      first_unit_ += units_;
+      units_ = units_of(view_.run(++run_));
+    }
+    if (number_ < first_unit_ + units_) {
+      const PlanRun& run = view_.run(run_);
+      visit(run, Unit::at(number_ - first_unit_, static_cast<int>(run.groups), kOutputs));
+    }
+    number_ += step_;
+  }
+
+ private:
+  __device__ static int units_of(const PlanRun& run) {
+    return static_cast<int>(run.groups) * (static_cast<int>(run.group_outputs) / kOutputs);
+  }
+
+  const LayerView& view_;
+  int step_;
+  int number_;
+  int runs_;
+  int run_ = 0;
+  int first_unit_ = 0;  // of the run
+  int units_;
+};
+
+// A thread's features of one neuron, in shared memory.
+template <int kVector>
+struct FeatureColumn {
+  const char* first;
+  uint32_t stride_bytes;
+
+  __device__ FeatureColumn(const float* activations, const Columns& columns)
+      : first(reinterpret_cast<const char*>(activations + (threadIdx.x & (columns.lanes() - 1)) * kVector)),
+        // One multiply-add makes an address of an index, if the compiler does not know that it could shift and add.
+        stride_bytes(opaque(static_cast<uint32_t>(columns.count() * sizeof(float)))) {}
+
+  __device__ __forceinline__ void load(uint32_t neuron, float (&x)[kVector]) const {
+    load_vector<kVector>(reinterpret_cast<const float*>(first + neuron * stride_bytes), x);
+  }
+};
+
+// The stored values of one chunk of a unit's edges.
+template <int kOutputs>
+struct ValueChunk {
+  float of[kEdgeChunk][kOutputs];
+
+  __device__ __forceinline__ explicit ValueChunk(float value) {
+#pragma unroll
+    for (int e = 0; e < kEdgeChunk; ++e) {
+#pragma unroll
+      for (int r = 0; r < kOutputs; ++r) of[e][r] = value;
+    }
+  }
+
+  __device__ __forceinline__ float at(int edge, int output) const { return of[edge][output]; }
+
+  // `values` of the run, `position` of the chunk in it.
+  __device__ __forceinline__ void load(const float* values, int position, int group_outputs, int first_output) {
+    if constexpr (kOutputs == 1) {
+      if (group_outputs == 1) {
+        const float4 four = reinterpret_cast<const float4*>(values)[position];
+        of[0][0] = four.x, of[1][0] = four.y, of[2][0] = four.z, of[3][0] = four.w;
+      } else {
+#pragma unroll
+        for (int e = 0; e < kEdgeChunk; ++e) {
+          of[e][0] = values[static_cast<int64_t>(position * kEdgeChunk + e) * group_outputs + first_output];
+        }
+      }
+    } else {
+      static_assert(kOutputs == 4, "the values of an edge come in one load");
+#pragma unroll
+      for (int e = 0; e < kEdgeChunk; ++e) {
+        const int64_t first = static_cast<int64_t>(position * kEdgeChunk + e) * group_outputs + first_output;
+        const float4 four = *reinterpret_cast<const float4*>(values + first);
+        of[e][0] = four.x, of[e][1] = four.y, of[e][2] = four.z, of[e][3] = four.w;
+      }
+    }
+  }
+};
+
+// One value for all edges.
+struct NoValues {
+  float value;
+
+  __device__ __forceinline__ explicit NoValues(float value) : value(value) {}
+  __device__ __forceinline__ float at(int, int) const { return value; }
+  __device__ __forceinline__ void load(const float*, int, int, int) {}
+};
+
+// Adds the unit's edges to its sums: one multiply-add for each edge, output and feature. Indices and values are a chunk
+// ahead, for they may come from device memory.
+template <int kVector, int kOutputs, bool kStored>
+__device__ __forceinline__ void add_edges(const LayerView& view, const PlanRun& run, const Unit& unit,
+                                          const FeatureColumn<kVector>& column, float (&sums)[kOutputs][kVector]) {
+  const int chunks = static_cast<int>(run.edges) / kEdgeChunk;
+  if (chunks == 0) return;
+  const uint2* indices = view.at<uint2>(run.index_offset);
+  const bool stored = kStored && run.value_offset >= 0;
+  const float* values = view.at<float>(stored ? run.value_offset : run.index_offset);
+  const float shared_value = static_cast<float>(run.value);
+  const int group_outputs = static_cast<int>(run.group_outputs);
+  std::conditional_t<kStored, ValueChunk<kOutputs>, NoValues> next_values(shared_value);
+  int position = unit.slice * chunks + unit.lane;
+  const int end = position + chunks * unit.width;
+  uint2 next = indices[position];
+  if (stored) next_values.load(values, position, group_outputs, unit.first_output);
+#pragma unroll 1
+  while (position < end) {
+    const uint2 now = next;
+    const auto weights = next_values;
+    position += unit.width;
+    if (position < end) {
+      next = indices[position];
+      if (stored) next_values.load(values, position, group_outputs, unit.first_output);
+    }
+    float x[kEdgeChunk][kVector];
+#pragma unroll
+    for (int e = 0; e < kEdgeChunk; ++e) column.load(index_of(now, e), x[e]);
+#pragma unroll
+    for (int e = 0; e < kEdgeChunk; ++e) {
+#pragma unroll
+      for (int r = 0; r < kOutputs; ++r) {
+        const float weight = weights.at(e, r);
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) sums[r][v] = fmaf(weight, x[e][v], sums[r][v]);
+      }
+    }
+  }
+}
+
+template <int kVector, int kOutputs>
+__device__ __forceinline__ void add_bias(const LayerView& view, const PlanRun& run, const Unit& unit,
+                                         const Scale& scale, float (&sums)[kOutputs][kVector]) {
+  const PlanLayer& layer = view.layer();
+  const float* biases = layer.bias_offset < 0 ? nullptr : view.at<float>(layer.bias_offset) + unit.first_slot(run);
+  const float shared_bias = static_cast<float>(layer.bias);
+#pragma unroll
+  for (int r = 0; r < kOutputs; ++r) {
+    const float start = (biases ? biases[r * unit.width] : shared_bias) * scale.per_unit;
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) sums[r][v] = opaque(start);
+  }
+}
+
+// One layer, in place. Returns a bit for each of the thread's features that some output made active.
+template <int kVector, int kOutputs, bool kStored>
+__device__ __forceinline__ uint32_t compute_layer(const LayerView& view, const Scale& scale, const Columns& columns,
+                                                  float* activations) {
+  constexpr int kParts = Sums<kVector>::kOutputs / kOutputs;
+  const int first = threadIdx.x >> columns.lane_bits, step = blockDim.x >> columns.lane_bits;
+  const FeatureColumn<kVector> column(activations, columns);
+  Sums<kVector> sums;
+  uint32_t active = 0;
+  UnitCursor<kOutputs> cursor(view, first, step);
+#pragma unroll 1
+  for (int part = 0; part < kParts; ++part) {
+    sums.template make_room<kOutputs>();
+    cursor.next([&](const PlanRun& run, const Unit& unit) {
+      float (&newest)[kOutputs][kVector] = reinterpret_cast<float (&)[kOutputs][kVector]>(sums.values[0]);
+      add_bias(view, run, unit, scale, newest);
+      add_edges<kVector, kOutputs, kStored>(view, run, unit, column, newest);
+      active |= clip_all(newest, scale);
+    });
+  }
+  __syncthreads();  // past it nobody reads the layer's inputs
+  float* out = activations + (threadIdx.x & (columns.lanes() - 1)) * kVector;
+  UnitCursor<kOutputs> again(view, first, step);
+#pragma unroll 1
+  for (int part = 0; part < kParts; ++part) {
+    again.next([&](const PlanRun& run, const Unit& unit) {
+      float* target = out + unit.first_slot(run) * columns.count();
+#pragma unroll
+      for (int r = 0; r < kOutputs; ++r) {
+        store_vector<kVector>(target + r * unit.width * columns.count(),
+                              sums.values[Sums<kVector>::kOutputs - kOutputs + r]);
+      }
+    });
+    sums.template make_room<kOutputs>();
+  }
+  return active << (threadIdx.x & (columns.lanes() - 1)) * kVector;
 }
 
 // Where a layer's records and sections lie.
@@ -145,7 +309,7 @@ struct Position {
 struct alignas(16) BlockState {
   StagedLayer records[kStagedLayers];
   Position first_positions[kStagedLayers - 1];  // of the layers that every tile starts with
-  uint32_t active_words[kStagedLayers];         // of as many layers: a bit for each feature that is not all zero
+  uint32_t active_words[2];                     // of two layers: a bit for each feature that is not all zero
 };
 
 // Brings the layers to come into shared memory, some of them ahead: while layers are computed in less time than device
@@ -330,32 +494,30 @@ __device__ void store_tile(const ResidentStep& step, int64_t first, int64_t widt
 template <int kVector>
 __device__ Columns share_of_block(int64_t count, int tile) {
   const int64_t share = (count + gridDim.x - 1) / gridDim.x;
-  Columns columns{kVector - 1, 0};
+  Columns columns{kVector == 4 ? 2 : kVector - 1, 0};
   while (columns.count() < share && columns.count() < tile) ++columns.count_bits, ++columns.lane_bits;
   return columns;
 }
 
-template <typename Shape>
-__global__ void __launch_bounds__(Shape::kMaxThreads, Shape::kMinBlocks)
+template <int kVector, int kOutputs, bool kStored>
+__global__ void __launch_bounds__(kMostThreads, 1)
     resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
-  constexpr int kVector = Shape::kVector;
-  extern __shared__ __align__(16) float buffers[];
+  extern __shared__ __align__(16) float activations[];
   __shared__ BlockState state;
-  const int64_t buffer = buffer_floats(step.max_width, tile);
-  Staging staging(step, state, reinterpret_cast<uint32_t*>(buffers + 2 * buffer));
+  Staging staging(step, state,
+                  reinterpret_cast<uint32_t*>(activations + (static_cast<int64_t>(step.max_width) * tile + 3) / 4 * 4));
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
   const int64_t count = step.count ? *step.count : step.features;
   const Columns columns = share_of_block<kVector>(count, tile);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
        first += static_cast<int64_t>(gridDim.x) * columns.count()) {
-    float *in = buffers, *out = buffers + buffer;
     const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);
     const uint32_t used = present == kMostFeatures ? 0xFFFFFFFFu : (1u << present) - 1;
     int32_t members = threadIdx.x < present;  // that the feature of this thread's number stands for
     if (members && step.members) members = step.members[id_of(step, first + threadIdx.x)];
-    if (threadIdx.x < kStagedLayers) state.active_words[threadIdx.x] = 0;
+    if (threadIdx.x < 2) state.active_words[threadIdx.x] = 0;
     staging.begin();
-    load_features<kVector>(step, first, count, layers[step.first_layer].inputs, columns, in);
+    load_features<kVector>(step, first, count, layers[step.first_layer].inputs, columns, activations);
     staging.wait();
     __syncthreads();
     uint32_t active = 0;
@@ -364,54 +526,72 @@ __global__ void __launch_bounds__(Shape::kMaxThreads, Shape::kMinBlocks)
     for (int l = step.first_layer; l < step.end_layer; ++l) {
       staging.advance(l);
       const StagedLayer& record = staging.record(l);
-      uint32_t* word = &state.active_words[l % kStagedLayers];
-      uint32_t mine;
-      if (staging.holds(record.layer)) {
-        const SharedWords words{staging.sections(l), record.layer.first_word};
-        mine = compute_layer<kVector>(record, staging.runs(), words, step.scale, columns, in, out);
-      } else {
-        mine = compute_layer<kVector>(record, staging.runs(), GlobalWords{step.words}, step.scale, columns, in, out);
-      }
+      const bool at_hand = staging.holds(record.layer);
+      const LayerView view{record, staging.runs(), at_hand ? staging.sections(l) : step.words,
+                           at_hand ? record.layer.first_word : 0};
+      uint32_t mine = compute_layer<kVector, kOutputs, kStored>(view, step.scale, columns, activations);
+      uint32_t* word = &state.active_words[l % 2];
       mine = __reduce_or_sync(0xFFFFFFFFu, mine);
       if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
+      // Read by all after the barrier that ended the layer before, and written again after the one that ends this.
+      if (threadIdx.x == 0) state.active_words[(l + 1) % 2] = 0;
       width = record.layer.outputs;  // read here: past the barrier another thread may stage over the record
       prunable = record.layer.prunable;
       staging.wait();
       __syncthreads();
       active = *word & used;
-      // Read by all before the barrier above, two layers ago, and written after the next but one.
-      if (threadIdx.x == 0) state.active_words[(l + 2) % kStagedLayers] = 0;
       if (threadIdx.x < 32 && step.active && active) {
         const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> threadIdx.x & 1u ? members : 0);
         if (threadIdx.x == 0) atomicAdd(step.active + l, sum);
       }
-      float* swap = in;
-      in = out, out = swap;
       if (!active && prunable) break;
     }
     if (!step.target) {
-      store_results(step, first, active, columns, in);
+      store_results(step, first, active, columns, activations);
     } else if (const uint32_t kept = prunable ? active : used) {
-      store_tile(step, first, width, kept, columns, in);
+      store_tile(step, first, width, kept, columns, activations);
     }
     finish_copies<0>();  // of layers that were not reached
     __syncthreads();
   }
 }
 
-template <typename Shape>
-cudaError_t launch(ResidentStep step, int tile, const PlanView& plan, const DeviceLimits& limits, cudaStream_t stream) {
-  int64_t units = 1, words = 0;
-  for (int l = step.first_layer; l < step.end_layer; ++l) {
-    words = std::max(words, plan.layers[l].words);
-    for (int64_t r = 0; r < plan.layers[l].runs; ++r) {
-      const PlanRun& run = plan.runs[plan.layers[l].first_run + r];
-      units = std::max(units, run.groups * (run.group_outputs / outputs_of_unit(run)));
+// What the layers of a launch have in common.
+struct Kind {
+  int outputs = kMostOutputs;  // of a unit: 1, 4 or 16
+  bool stored = false;
+  int64_t rows = 1;   // of the layer that has most, of kRowOutputs outputs each
+  int64_t words = 0;  // of the longest layer's sections
+
+  static constexpr int kMostOutputs = 16;
+
+  Kind(const PlanView& plan, int64_t first_layer, int64_t end_layer) {
+    for (int64_t l = first_layer; l < end_layer; ++l) {
+      const PlanLayer& layer = plan.layers[l];
+      rows = std::max(rows, (layer.outputs + kRowOutputs - 1) / kRowOutputs);
+      words = std::max(words, layer.words);
+      for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
+        const PlanRun& run = plan.runs[r];
+        stored |= run.value_offset >= 0;
+        while (run.group_outputs < outputs) outputs /= 4;
+      }
     }
+    if (stored) outputs = std::min(outputs, 4);
   }
-  const int64_t wanted = (units * (tile / Shape::kVector) + 31) / 32 * 32;
-  const int threads = static_cast<int>(std::min<int64_t>(Shape::kMaxThreads, std::max<int64_t>(wanted, 64)));
-  const auto kernel = resident_kernel<Shape>;
+};
+
+// Threads of a block that holds `features` features; each has `vector` of them, and as many rows as fit its registers.
+int64_t threads_for(int64_t rows, int features, int vector) {
+  const int64_t rows_of_thread = kSumsOfThread / kRowOutputs / vector;
+  return round_up((rows + rows_of_thread - 1) / rows_of_thread * (features / vector), 32);
+}
+
+int vector_for(int features) { return std::min(features, 4); }
+
+template <int kVector, int kOutputs, bool kStored>
+cudaError_t launch(ResidentStep step, int tile, const Kind& kind, const DeviceLimits& limits, cudaStream_t stream) {
+  const int threads = static_cast<int>(std::max<int64_t>(threads_for(kind.rows, tile, kVector), 64));
+  const auto kernel = resident_kernel<kVector, kOutputs, kStored>;
   const auto allow = [kernel](int64_t bytes) {
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   };
@@ -421,42 +601,54 @@ cudaError_t launch(ResidentStep step, int tile, const PlanView& plan, const Devi
   if ((error = resident_block_count(kernel, threads, shared, &resident_blocks)) != cudaSuccess) return error;
   // Sections are brought along where that costs no block its place.
   step.staged_words = 0;
-  const int64_t shared_with_sections = block_bytes(step.max_width, tile, words);
-  if (blocks_that_fit(shared_with_sections, limits) > 0) {
+  const int64_t shared_with_sections = block_bytes(step.max_width, tile, kind.words);
+  if (shared_with_sections + kSharedStatic <= limits.block_shared_bytes) {
     int64_t blocks_with_sections = 0;
     if ((error = allow(shared_with_sections)) != cudaSuccess) return error;
     error = resident_block_count(kernel, threads, shared_with_sections, &blocks_with_sections);
     if (error != cudaSuccess) return error;
     if (blocks_with_sections >= resident_blocks) {
-      step.staged_words = static_cast<int>(words);
+      step.staged_words = static_cast<int>(kind.words);
       shared = shared_with_sections;
     }
   }
-  const int64_t vectors = (step.features + Shape::kVector - 1) / Shape::kVector;
+  const int64_t vectors = (step.features + kVector - 1) / kVector;
   kernel<<<static_cast<unsigned>(std::min(vectors, resident_blocks)), threads, shared, stream>>>(step, tile);
   return cudaGetLastError();
 }
 
+template <int kVector>
+cudaError_t launch(const ResidentStep& step, int tile, const Kind& kind, const DeviceLimits& limits,
+                   cudaStream_t stream) {
+  switch (kind.outputs) {
+    case 1:
+      return (kind.stored ? launch<kVector, 1, true> : launch<kVector, 1, false>)(step, tile, kind, limits, stream);
+    case 4:
+      return (kind.stored ? launch<kVector, 4, true> : launch<kVector, 4, false>)(step, tile, kind, limits, stream);
+    default:
+      return launch<kVector, 16, false>(step, tile, kind, limits, stream);
+  }
+}
+
 }  // namespace
 
-int resident_features(int64_t max_width, const DeviceLimits& limits) {
-  int fits = 0;
-  for (int features = 1; features <= kMostFeatures; features *= 2) {
-    const int64_t blocks = blocks_that_fit(block_bytes(max_width, features, 0), limits);
-    if (blocks < (features > 4 ? kWantedBlocks : 1)) break;
-    fits = features;
+int resident_features(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
+  const int64_t width = widest(plan, first_layer, end_layer);
+  const Kind kind(plan, first_layer, end_layer);
+  for (int features = kMostFeatures; features >= 2; features /= 2) {
+    const bool fits = block_bytes(width, features, 0) + kSharedStatic <= limits.block_shared_bytes;
+    if (fits && threads_for(kind.rows, features, vector_for(features)) <= kMostThreads) return features;
   }
-  return fits;
+  return 0;
 }
 
 cudaError_t launch_resident(const ResidentStep& step, const PlanView& plan, cudaStream_t stream) {
   DeviceLimits limits;
   if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
-  const int tile = resident_features(step.max_width, limits);
+  const int tile = resident_features(plan, step.first_layer, step.end_layer, limits);
   if (tile == 0) return cudaErrorInvalidConfiguration;
-  if (tile == 1) return launch<Shape<1, 512, 1>>(step, tile, plan, limits, stream);
-  if (tile <= 4) return launch<Shape<2, 512, 1>>(step, tile, plan, limits, stream);
-  return launch<Shape<2, 256, 2>>(step, tile, plan, limits, stream);
+  const Kind kind(plan, step.first_layer, step.end_layer);
+  return (tile == 2 ? launch<2> : launch<4>)(step, tile, kind, limits, stream);
 }
 
 }  // namespace spdnn::cuda
