@@ -19,9 +19,9 @@ Action = Literal["grouped", "resident", "staged", "equal features"]
 
 _CODES: dict[Action, int] = {"grouped": 1, "resident": 2, "staged": 3, "equal features": 4}  # as in cuda/network.h
 
-RESIDENT_WIDTH = 4096
-"""Widest layer that `auto` keeps resident: four features of two such layers fill a multiprocessor's shared memory.
-Wider ones would leave too few features to share the loads of the indices."""
+RESIDENT_WIDTH = 16384
+"""Widest layer that `auto` keeps resident: two features of it take 128 KiB of a multiprocessor's shared memory, and its
+outputs all registers."""
 
 STAGED_BELOW = 2.0
 """`auto` stages layers with fewer outputs in a row group, on average: from here on sharing a feature's reads pays."""
