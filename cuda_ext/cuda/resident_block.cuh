@@ -99,9 +99,9 @@ class Staging {
     ask(l + kStagedLayers);
   }
 
-  // Waits for the next layer; a barrier makes it visible to all.
+  // Waits for the next layer and the one after it; a barrier makes them visible to all.
   __device__ void wait() const {
-    if (is_mine()) finish_copies<kStagedLayers - 2>();
+    if (is_mine()) finish_copies<kStagedLayers - 3>();
   }
 
   // Waits for layers that were not reached.
@@ -110,9 +110,12 @@ class Staging {
   }
 
   __device__ const StagedLayer& record(int l) const { return state_.records[l % kStagedLayers]; }
-  __device__ const uint32_t* sections(int l) const { return section_buffer(l); }
-  __device__ bool holds(const PlanLayer& layer) const { return layer.words <= step_.staged_words; }
-  __device__ const PlanRun* runs() const { return runs_; }
+
+  __device__ LayerView view(int l) const {
+    const StagedLayer& layer = record(l);
+    if (layer.layer.words <= step_.staged_words) return {layer, runs_, section_buffer(l), layer.layer.first_word};
+    return {layer, runs_, step_.words, 0};
+  }
 
  private:
   __device__ static bool is_mine() { return threadIdx.x / 32 == (blockDim.x - 1) / 32; }
@@ -295,6 +298,7 @@ __device__ inline Columns share_of_block(int64_t count, int fewest, int tile) {
 
 // `Products` says how activations lie in shared memory, and computes a layer in place:
 //   Products::Activations, made of the memory and the number of columns, with set, set_vector and get;
+//   Products::prepare, which may note for a layer to come where its work lies;
 //   Products::compute_layer, which returns a bit for each of the block's features that some output of the thread makes
 //   active, and passes one barrier, past which nobody reads the layer's inputs.
 template <typename Products>
@@ -319,16 +323,16 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     load_features(step, first, count, layers[step.first_layer].inputs, columns, activations);
     staging.wait();
     __syncthreads();
+    Products::prepare(staging.view(step.first_layer), step.first_layer, activations);
+    __syncthreads();
     uint32_t active = 0;
     int64_t width = 0;
     bool prunable = false;
     for (int l = step.first_layer; l < step.end_layer; ++l) {
       staging.advance(l);
       const StagedLayer& record = staging.record(l);
-      const bool at_hand = staging.holds(record.layer);
-      const LayerView view{record, staging.runs(), at_hand ? staging.sections(l) : step.words,
-                           at_hand ? record.layer.first_word : 0};
-      uint32_t mine = Products::compute_layer(view, step.scale, activations);
+      uint32_t mine = Products::compute_layer(staging.view(l), l, step.scale, activations);
+      if (l + 1 < step.end_layer) Products::prepare(staging.view(l + 1), l + 1, activations);
       uint32_t* word = &state.active_words[l % 2];
       mine = __reduce_or_sync(0xFFFFFFFFu, mine);
       if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);

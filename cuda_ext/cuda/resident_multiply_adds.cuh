@@ -214,7 +214,10 @@ template <int kVector, int kOutputs, bool kStored>
 struct MultiplyAdds {
   using Activations = FloatActivations<kVector>;
 
-  __device__ static uint32_t compute_layer(const LayerView& view, const Scale& scale, const Activations& activations) {
+  __device__ static void prepare(const LayerView&, int, const Activations&) {}
+
+  __device__ static uint32_t compute_layer(const LayerView& view, int, const Scale& scale,
+                                           const Activations& activations) {
     constexpr int kMost = Sums<kVector>::kOutputs, kParts = kMost / kOutputs;
     const int lanes = activations.columns.count() / kVector, column = threadIdx.x % lanes * kVector;
     const int first = threadIdx.x / lanes, step = blockDim.x / lanes;

@@ -16,6 +16,18 @@ inline constexpr int kPanelBytes = 16;    // of one part of a neuron
 inline constexpr int kTogether = 16;      // outputs of an instruction; edges, too
 inline constexpr int kPanelsOfWarp = 16;  // groups times panels that a warp has of a layer
 
+// 16 outputs of a group, or a group of 8: what one warp computes together.
+struct alignas(16) TensorUnit {
+  uint32_t first_index = 0;  // of its first edge, counted in 16-bit words from the layer's first word on
+  uint16_t slot = 0;         // of its first output; the next one's is `width` further
+  uint8_t width = 0;
+  uint8_t halves = 0;  // of an instruction's rows; 0: there is no such unit
+  uint32_t edges = 0;
+  float weight = 0;
+};
+
+inline constexpr int kMostUnits = kPanelsOfWarp * kMostThreads / 32;  // of a layer
+
 // [part][neuron][panel][8]. Eight panels lie in a line of all banks, in an order that differs from line to line: a
 // group's inputs, the outputs of a group before, are a constant number of slots apart.
 struct SplitActivations {
@@ -25,19 +37,28 @@ struct SplitActivations {
   int panel_bits;
   uint32_t part_bytes;
   uint32_t width;
+  uint32_t address;  // of `memory`, as instructions for shared memory take it
 
   // With a neuron beyond the last, which is always zero.
   __host__ __device__ static int64_t part_size(int64_t width, int tile) {
     constexpr int64_t kLine = 8 * kPanelBytes;
     return ((width + 1) * tile * static_cast<int64_t>(sizeof(uint16_t)) + kLine - 1) / kLine * kLine;
   }
-  __host__ __device__ static int64_t bytes(int64_t width, int tile) { return kParts * part_size(width, tile); }
+  // With two lists of units: of the layer that is computed, and of the next.
+  __host__ __device__ static int64_t bytes(int64_t width, int tile) {
+    return kParts * part_size(width, tile) + 2 * kMostUnits * static_cast<int64_t>(sizeof(TensorUnit));
+  }
+
+  __device__ TensorUnit* units(int layer) const {
+    return reinterpret_cast<TensorUnit*>(memory + kParts * part_bytes) + layer % 2 * kMostUnits;
+  }
 
   __device__ SplitActivations(char* memory, const Columns& columns, int width, int tile)
       : memory(memory),
         panel_bits(columns.count_bits - 3),
         part_bytes(static_cast<uint32_t>(part_size(width, tile))),
-        width(width) {
+        width(width),
+        address(shared_address_of(memory)) {
     for (uint32_t k = threadIdx.x; k < kParts * columns.count() / 4; k += blockDim.x) {
       const uint32_t part = k % kParts, column = k / kParts * 4;
       *reinterpret_cast<uint2*>(memory + part * part_bytes + offset(width, column)) = make_uint2(0, 0);
@@ -53,9 +74,12 @@ struct SplitActivations {
     return (panel ^ (neuron >> 5 & 7u)) * kPanelBytes + column % kPanel * 2;
   }
 
-  // Two neighbouring features, from an even column on.
-  __device__ __forceinline__ void set_pair(uint32_t neuron, uint32_t column, float x, float y) const {
-    char* target = memory + offset(neuron, column);
+  // Of a neuron's first panel; those that follow lie at the same address but for the number of the panel.
+  __device__ __forceinline__ uint32_t shared_address(uint32_t neuron) const { return address + offset(neuron, 0); }
+
+  // Two neighbouring features, the first of which has this offset.
+  __device__ __forceinline__ void set_pair(uint32_t offset, float x, float y) const {
+    char* target = memory + offset;
     float rest_x = x, rest_y = y;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
@@ -79,8 +103,8 @@ struct SplitActivations {
   }
 
   __device__ void set_vector(int neuron, int column, const float (&x)[kVector]) const {
-    set_pair(neuron, column, x[0], x[1]);
-    set_pair(neuron, column + 2, x[2], x[3]);
+    set_pair(offset(neuron, column), x[0], x[1]);
+    set_pair(offset(neuron, column + 2), x[2], x[3]);
   }
 
   __device__ float get(int neuron, int column) const {
@@ -97,121 +121,167 @@ struct SplitActivations {
 struct TensorProducts {
   using Activations = SplitActivations;
 
-  __device__ static uint32_t compute_layer(const LayerView& view, const Scale& scale, const Activations& activations) {
+  // Lists the units of the layer that comes next, one a thread: 16 outputs of a group, or a group of 8.
+  __device__ static void prepare(const LayerView& view, int number, const Activations& activations) {
+    const int entries = kPanelsOfWarp * static_cast<int>(blockDim.x) / 32 >> activations.panel_bits;
+    for (int u = threadIdx.x; u < entries; u += blockDim.x) activations.units(number)[u] = locate(view, u);
+  }
+
+  __device__ static uint32_t compute_layer(const LayerView& view, int number, const Scale& scale,
+                                           const Activations& activations) {
     switch (activations.panel_bits) {
       case 0:
-        return compute<1>(view, scale, activations);
+        return compute<1>(view, number, scale, activations);
       case 1:
-        return compute<2>(view, scale, activations);
+        return compute<2>(view, number, scale, activations);
       default:
-        return compute<4>(view, scale, activations);
+        return compute<4>(view, number, scale, activations);
     }
   }
 
  private:
-  // A warp takes each group as a whole, for all panels.
+  __device__ static TensorUnit locate(const LayerView& view, int number) {
+    const PlanLayer& layer = view.layer();
+    for (int r = 0; r < static_cast<int>(layer.runs); ++r) {
+      const PlanRun& run = view.run(r);
+      const int groups = static_cast<int>(run.groups), group_outputs = static_cast<int>(run.group_outputs);
+      const bool full = group_outputs >= kTogether;
+      const int units = full ? groups * (group_outputs / kTogether) : groups;
+      if (number < units) {
+        const Unit unit = Unit::at(number, groups, kTogether);
+        const int edges = static_cast<int>(run.edges);
+        const int chunk = unit.slice * (edges / kEdgeChunk) + unit.lane;
+        TensorUnit result;
+        result.first_index = static_cast<uint32_t>((run.index_offset - layer.first_word) * 2 + chunk * kEdgeChunk);
+        result.slot = static_cast<uint16_t>(unit.first_slot(run));
+        result.width = static_cast<uint8_t>(unit.width);
+        result.halves = full ? 2 : 1;
+        result.edges = edges;
+        result.weight = static_cast<float>(run.value);
+        return result;
+      }
+      number -= units;
+    }
+    return {};
+  }
+
+  // A warp takes each group as a whole, for all panels. Of an instruction's sums thread `lane` has rows lane / 4 and
+  // lane / 4 + 8, and features lane % 4 * 2 and the next.
   template <int kPanels>
-  __device__ static __forceinline__ uint32_t compute(const LayerView& view, const Scale& scale,
+  __device__ static __forceinline__ uint32_t compute(const LayerView& view, int number, const Scale& scale,
                                                      const Activations& activations) {
     constexpr int kGroups = kPanelsOfWarp / kPanels;
-    const int warp = threadIdx.x / 32, warps = blockDim.x / 32, lane = threadIdx.x % 32;
+    const uint32_t lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    const TensorUnit* units = activations.units(number) + threadIdx.x / 32;
+    const uint16_t* indices = view.at<uint16_t>(view.layer().first_word);
+    uint32_t neurons[kGroups];  // the thread's first edge of each unit
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) neurons[g] = index_of_edge(units[g * warps], indices, lane, activations);
     float sums[kGroups][kPanels][4];
-    uint32_t active = 0;
+    uint32_t any[kPanels][2] = {};
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
-      at_unit(view, warp + g * warps, [&](const PlanRun& run, const Unit& unit) {
-        add_edges<kPanels>(view, run, unit, lane, activations, sums[g]);
-        active |= finish<kPanels>(view, run, unit, lane, scale, sums[g]);
-      });
+      const TensorUnit unit = units[g * warps];
+      if (unit.halves == 0) continue;
+      add_edges<kPanels>(unit, neurons[g], indices, lane, activations, sums[g]);
+      finish<kPanels>(view, unit, lane, scale, sums[g], any);
     }
     __syncthreads();
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
-      at_unit(view, warp + g * warps, [&](const PlanRun& run, const Unit& unit) {
-        const int slot = unit.first_slot(run) + lane / 4 * unit.width;
-        const bool both_halves = run.group_outputs >= kTogether;
+      const TensorUnit unit = units[g * warps];
+      if (unit.halves > 0) store<kPanels>(unit, lane, activations, sums[g]);
+    }
+    uint32_t active = 0;
 #pragma unroll
-        for (int p = 0; p < kPanels; ++p) {
-          const int column = p * kPanel + lane % 4 * 2;
-          activations.set_pair(slot, column, sums[g][p][0], sums[g][p][1]);
-          if (both_halves) activations.set_pair(slot + 8 * unit.width, column, sums[g][p][2], sums[g][p][3]);
-        }
-      });
+    for (int p = 0; p < kPanels; ++p) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) active |= static_cast<uint32_t>((any[p][k] << 1) != 0) << (p * kPanel + k);
     }
-    return active;
+    return active << lane % 4 * 2;
   }
 
-  // Calls visit(run, unit) with unit `number` of the layer, 16 outputs of a group of 16 or more, or one of 8; if there
-  // is such a unit.
-  template <typename Visit>
-  __device__ static __forceinline__ void at_unit(const LayerView& view, int number, const Visit& visit) {
-    for (int r = 0; r < static_cast<int>(view.layer().runs); ++r) {
-      const PlanRun& run = view.run(r);
-      const int outputs = min(static_cast<int>(run.group_outputs), kTogether);
-      const int units = static_cast<int>(run.groups) * (static_cast<int>(run.group_outputs) / outputs);
-      if (number < units) return visit(run, Unit::at(number, static_cast<int>(run.groups), outputs));
-      number -= units;
-    }
+  // The input of one edge of a unit; past the last, the neuron that is zero.
+  __device__ static __forceinline__ uint32_t index_of_edge(const TensorUnit& unit, const uint16_t* indices,
+                                                           uint32_t edge, const Activations& activations) {
+    const uint32_t position = unit.first_index + (edge / kEdgeChunk * unit.width) * kEdgeChunk + edge % kEdgeChunk;
+    return edge < unit.edges ? indices[position] : activations.zero();
   }
 
-  // The sums of a group's inputs. Thread `lane` has edge `lane` of 32; in the sums, outputs lane / 4 and lane / 4 + 8
-  // of features lane % 4 * 2 and the next.
+  // The sums of a group's inputs. Thread `lane` brings edge `lane` of each 32, `neuron` the first.
   template <int kPanels>
-  __device__ static __forceinline__ void add_edges(const LayerView& view, const PlanRun& run, const Unit& unit,
-                                                   int lane, const Activations& activations,
+  __device__ static __forceinline__ void add_edges(const TensorUnit& unit, uint32_t neuron, const uint16_t* indices,
+                                                   uint32_t lane, const Activations& activations,
                                                    float (&sums)[kPanels][4]) {
-    const int edges = static_cast<int>(run.edges), chunks = edges / kEdgeChunk;
-    const uint16_t* indices = view.at<uint16_t>(run.index_offset);
 #pragma unroll
     for (int p = 0; p < kPanels; ++p) {
 #pragma unroll
       for (float& sum : sums[p]) sum = 0.0f;
     }
 #pragma unroll 1
-    for (int first = 0; first < edges; first += 32) {
-      const int edge = first + lane;
-      const int position = unit.slice * chunks + edge / kEdgeChunk * unit.width + unit.lane;
-      const uint32_t neuron = edge < edges ? indices[position * kEdgeChunk + edge % kEdgeChunk] : activations.zero();
+    for (uint32_t first = 0;;) {
+      const uint32_t row = activations.shared_address(neuron);
 #pragma unroll
-      for (int p = 0; p < kPanels; ++p) {
-        const char* row = activations.memory + activations.offset(neuron, p * kPanel);
+      for (int part = 0; part < kParts; ++part) {
+        uint32_t x[kPanels][4];
 #pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          uint32_t x[4];
-          load_four_transposed(row + part * activations.part_bytes, x);
-          add_product_with_ones(x[0], x[1], sums[p]);
-          if (first + kTogether < edges) add_product_with_ones(x[2], x[3], sums[p]);
+        for (int p = 0; p < kPanels; ++p) {
+          load_four_transposed((row + part * activations.part_bytes) ^ (p * kPanelBytes), x[p]);
         }
+#pragma unroll
+        for (int p = 0; p < kPanels; ++p) add_product_with_ones(x[p][0], x[p][1], sums[p]);
+#pragma unroll
+        for (int p = 0; p < kPanels; ++p) add_product_with_ones(x[p][2], x[p][3], sums[p]);
+      }
+      first += 32;
+      if (first >= unit.edges) return;
+      neuron = index_of_edge(unit, indices, first + lane, activations);
+    }
+  }
+
+  // Weight, bias, clip. Keeps in `any` what bits are set in some output.
+  template <int kPanels>
+  __device__ static __forceinline__ void finish(const LayerView& view, const TensorUnit& unit, uint32_t lane,
+                                                const Scale& scale, float (&sums)[kPanels][4],
+                                                uint32_t (&any)[kPanels][2]) {
+    const PlanLayer& layer = view.layer();
+    float lower = static_cast<float>(layer.bias), upper = lower;
+    if (layer.bias_offset >= 0) {
+      const float* biases = view.at<float>(layer.bias_offset) + unit.slot + lane / 4 * unit.width;
+      lower = biases[0];
+      if (unit.halves == 2) upper = biases[8 * unit.width];
+    }
+    lower *= scale.per_unit;
+    upper *= scale.per_unit;
+    const uint32_t upper_counts = unit.halves == 2 ? 0xFFFFFFFFu : 0;
+#pragma unroll
+    for (int p = 0; p < kPanels; ++p) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) sums[p][k] = fmaf(unit.weight, sums[p][k], k < 2 ? lower : upper);
+    }
+    scale.clip(reinterpret_cast<float (&)[kPanels * 4]>(sums));
+#pragma unroll
+    for (int p = 0; p < kPanels; ++p) {
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+        any[p][k] |= __float_as_uint(sums[p][k]) | (__float_as_uint(sums[p][k + 2]) & upper_counts);
       }
     }
   }
 
-  // Weight, bias, clip. Returns a bit for each feature that is not zero.
   template <int kPanels>
-  __device__ static __forceinline__ uint32_t finish(const LayerView& view, const PlanRun& run, const Unit& unit,
-                                                    int lane, const Scale& scale, float (&sums)[kPanels][4]) {
-    const PlanLayer& layer = view.layer();
-    const float weight = static_cast<float>(run.value);
-    float bias[2] = {static_cast<float>(layer.bias), static_cast<float>(layer.bias)};
-    const bool both_halves = run.group_outputs >= kTogether;
-    if (layer.bias_offset >= 0) {
-      const float* biases = view.at<float>(layer.bias_offset) + unit.first_slot(run) + lane / 4 * unit.width;
-      bias[0] = biases[0];
-      bias[1] = both_halves ? biases[8 * unit.width] : 0.0f;
-    }
-    uint32_t active = 0;
+  __device__ static __forceinline__ void store(const TensorUnit& unit, uint32_t lane, const Activations& activations,
+                                               const float (&sums)[kPanels][4]) {
 #pragma unroll
-    for (int p = 0; p < kPanels; ++p) {
+    for (int half = 0; half < 2; ++half) {
+      if (half == unit.halves) return;
+      const uint32_t neuron = unit.slot + (lane / 4 + half * 8) * unit.width;
+      const uint32_t first = activations.offset(neuron, lane % 4 * 2);
 #pragma unroll
-      for (int k = 0; k < 4; ++k) sums[p][k] = fmaf(weight, sums[p][k], bias[k / 2] * scale.per_unit);
-      scale.clip(sums[p]);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const bool counts = k < 2 || both_halves;
-        active |= static_cast<uint32_t>(counts && sums[p][k] != 0.0f) << (p * kPanel + lane % 4 * 2 + k % 2);
+      for (int p = 0; p < kPanels; ++p) {
+        activations.set_pair(first ^ (p * kPanelBytes), sums[p][2 * half], sums[p][2 * half + 1]);
       }
     }
-    return active;
   }
 };
 

@@ -32,14 +32,21 @@ inline float float_of_bfloat16(uint32_t bits) { return __uint_as_float((bits & 0
 
 inline uint32_t pack_bfloat16(float x, float y) { return bfloat16_bits(y) << 16 | bfloat16_bits(x); }
 
-inline void load_four_transposed(const void* row, uint32_t (&x)[4]) {
-  if (reinterpret_cast<uintptr_t>(row) % 16) emulator::fail("a matrix row that is not aligned");
-  const uint64_t* rows = emulator::exchange(emulator::as_word(row));
+inline uint32_t shared_address_of(const void* pointer) {
+  return static_cast<uint32_t>(static_cast<const char*>(pointer) -
+                               static_cast<const char*>(emulator::dynamic_shared()));
+}
+
+inline void load_four_transposed(uint32_t row, uint32_t (&x)[4]) {
+  if (row % 16) emulator::fail("a matrix row that is not aligned");
+  const uint64_t* rows = emulator::exchange(row);
   const int lane = threadIdx.x % 32;
   for (int matrix = 0; matrix < 4; ++matrix) {
     uint32_t pair = 0;
     for (int k = 0; k < 2; ++k) {
-      const auto* source = emulator::word_as<const uint16_t*>(rows[matrix * 8 + lane % 4 * 2 + k]);
+      const char* row_of_lane =
+          static_cast<const char*>(emulator::dynamic_shared()) + rows[matrix * 8 + lane % 4 * 2 + k];
+      const auto* source = reinterpret_cast<const uint16_t*>(row_of_lane);
       pair |= static_cast<uint32_t>(source[lane / 4]) << (16 * k);
     }
     x[matrix] = pair;
