@@ -18,7 +18,6 @@ struct Kind {
   int64_t smallest = kMostOutputs;  // group
   int64_t words = 0;                // of the longest layer's sections
 
-  bool narrow = false;
   bool bounded = false;
 
   static constexpr int kMostOutputs = 16;
@@ -39,13 +38,12 @@ struct Kind {
       groups = std::max(groups, layer_groups);
     }
     if (stored) outputs = std::min(outputs, 4);
-    narrow = widest(plan, first_layer, end_layer) < UINT16_MAX;
     bounded = std::isfinite(plan.header->cap);
   }
 
   // A tensor core's instruction is for 16 outputs with the same inputs; with 8, half of it is for nothing. What is not
   // bounded may overflow, and infinity has no parts.
-  bool suits_tensor_cores() const { return smallest >= 8 && !stored && narrow && bounded; }
+  bool suits_tensor_cores() const { return smallest >= 8 && !stored && groups <= kMostUnits && bounded; }
 };
 
 // How a block computes the layers of a launch.
@@ -62,11 +60,10 @@ int vector_for(int features) { return std::min(features, 4); }
 Choice choose(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
   const Kind kind(plan, first_layer, end_layer);
   const int64_t width = widest(plan, first_layer, end_layer);
-  for (int features = kMostFeatures; features >= kPanel && kind.suits_tensor_cores(); features /= 2) {
-    const int64_t warps = (kind.groups * (features / kPanel) + kPanelsOfWarp - 1) / kPanelsOfWarp;
-    const int threads = static_cast<int>(std::max<int64_t>(warps, 2) * 32);
-    if (fits(SplitActivations::bytes(width, features), limits) && threads <= kMostThreads) {
-      return {true, features, threads};
+  for (int panels = kMostPanels; panels > 0 && kind.suits_tensor_cores(); panels /= 2) {
+    if (fits(SplitActivations::bytes(width, panels * kPanel), limits)) {
+      const int64_t warps = std::clamp<int64_t>(kind.groups, 2, kMostThreads / 32);
+      return {true, panels * kPanel, static_cast<int>(warps * 32)};
     }
   }
   for (int features = kMostFeatures; features >= 2; features /= 2) {

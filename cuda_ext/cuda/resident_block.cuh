@@ -62,7 +62,7 @@ struct Position {
 struct alignas(16) BlockState {
   StagedLayer records[kStagedLayers];
   Position first_positions[kStagedLayers - 1];  // of the layers that every tile starts with
-  uint32_t active_words[2];                     // of two layers: a bit for each feature that is not all zero
+  uint32_t active_words[kStagedLayers];         // of as many layers: a bit for each feature that is not all zero
 };
 
 // Brings the layers to come into shared memory, some of them ahead: while layers are computed in less time than device
@@ -296,11 +296,12 @@ __device__ inline Columns share_of_block(int64_t count, int fewest, int tile) {
   return columns;
 }
 
-// `Products` says how activations lie in shared memory, and computes a layer in place:
-//   Products::Activations, made of the memory and the number of columns, with set, set_vector and get;
+// `Products` says how activations lie in shared memory, and computes a layer:
+//   Products::Activations, made of the memory and the number of columns, with set, set_vector and get, and flip, after
+//   which a layer's outputs are the next one's inputs;
 //   Products::prepare, which may note for a layer to come where its work lies;
 //   Products::compute_layer, which returns a bit for each of the block's features that some output of the thread makes
-//   active, and passes one barrier, past which nobody reads the layer's inputs.
+//   active.
 template <typename Products>
 __global__ void __launch_bounds__(kMostThreads, 1)
     resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
@@ -311,14 +312,14 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
   const int64_t count = step.count ? *step.count : step.features;
   const Columns columns = share_of_block(count, Products::Activations::kFewestColumns, tile);
-  const typename Products::Activations activations(memory, columns, step.max_width, tile);
+  typename Products::Activations activations(memory, columns, step.max_width, tile);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
        first += static_cast<int64_t>(gridDim.x) * columns.count()) {
     const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);
     const uint32_t used = present == kMostFeatures ? 0xFFFFFFFFu : (1u << present) - 1;
     int32_t members = threadIdx.x < present;  // that the feature of this thread's number stands for
     if (members && step.members) members = step.members[id_of(step, first + threadIdx.x)];
-    if (threadIdx.x < 2) state.active_words[threadIdx.x] = 0;
+    if (threadIdx.x < kStagedLayers) state.active_words[threadIdx.x] = 0;
     staging.begin();
     load_features(step, first, count, layers[step.first_layer].inputs, columns, activations);
     staging.wait();
@@ -333,11 +334,11 @@ __global__ void __launch_bounds__(kMostThreads, 1)
       const StagedLayer& record = staging.record(l);
       uint32_t mine = Products::compute_layer(staging.view(l), l, step.scale, activations);
       if (l + 1 < step.end_layer) Products::prepare(staging.view(l + 1), l + 1, activations);
-      uint32_t* word = &state.active_words[l % 2];
+      uint32_t* word = &state.active_words[l % kStagedLayers];
       mine = __reduce_or_sync(0xFFFFFFFFu, mine);
       if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
-      // Read by all after the barrier that ended the layer before, and written again after the one that ends this.
-      if (threadIdx.x == 0) state.active_words[(l + 1) % 2] = 0;
+      // Read by all before the barrier that ended the last layer, and written again in the next but one.
+      if (threadIdx.x == 0) state.active_words[(l + 2) % kStagedLayers] = 0;
       width = record.layer.outputs;  // read here: past the barrier another thread may stage over the record
       prunable = record.layer.prunable;
       staging.wait();
@@ -347,6 +348,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
         const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> threadIdx.x & 1u ? members : 0);
         if (threadIdx.x == 0) atomicAdd(step.active + l, sum);
       }
+      activations.flip();
       if (!active && prunable) break;
     }
     if (!step.target) {

@@ -31,6 +31,7 @@ struct FloatActivations {
     store_vector<kVector>(at(neuron, column), x);
   }
   __device__ float get(int neuron, int column) const { return *at(neuron, column); }
+  __device__ void flip() {}
 };
 
 // The sums of a thread, first in, first out: registers have no addresses, so what is kept moves up when a part is
@@ -235,7 +236,7 @@ struct MultiplyAdds {
         active |= clip_all(newest, scale);
       });
     }
-    __syncthreads();
+    __syncthreads();  // past it nobody reads the layer's inputs
     UnitCursor<kOutputs> again(view, first, step);
 #pragma unroll 1
     for (int part = 0; part < kParts; ++part) {

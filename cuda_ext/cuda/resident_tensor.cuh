@@ -10,13 +10,14 @@
 
 namespace spdnn::cuda {
 
-inline constexpr int kParts = 3;          // bfloat16 of an activation
-inline constexpr int kPanel = 8;          // features of an instruction
-inline constexpr int kPanelBytes = 16;    // of one part of a neuron
-inline constexpr int kTogether = 16;      // outputs of an instruction; edges, too
-inline constexpr int kPanelsOfWarp = 16;  // groups times panels that a warp has of a layer
+inline constexpr int kParts = 3;        // bfloat16 of an activation
+inline constexpr int kPanel = 8;        // features of an instruction
+inline constexpr int kPanelBytes = 16;  // of one part of a neuron
+inline constexpr int kTogether = 16;    // outputs of an instruction; edges, too
+inline constexpr int kMostPanels = 2;   // of a block
+inline constexpr int kMostUnits = 256;  // of a layer
 
-// 16 outputs of a group, or a group of 8: what one warp computes together.
+// 16 outputs of a group, or a group of 8: what one warp computes together, for all panels.
 struct alignas(16) TensorUnit {
   uint32_t first_index = 0;  // of its first edge, counted in 16-bit words from the layer's first word on
   uint16_t slot = 0;         // of its first output; the next one's is `width` further
@@ -26,10 +27,8 @@ struct alignas(16) TensorUnit {
   float weight = 0;
 };
 
-inline constexpr int kMostUnits = kPanelsOfWarp * kMostThreads / 32;  // of a layer
-
 // [part][neuron][panel][8]. Eight panels lie in a line of all banks, in an order that differs from line to line: a
-// group's inputs, the outputs of a group before, are a constant number of slots apart.
+// group's inputs, often the outputs of a group before, are a constant number of slots apart.
 struct SplitActivations {
   static constexpr int kVector = 4;
   static constexpr int kFewestColumns = kPanel;
@@ -38,31 +37,40 @@ struct SplitActivations {
   uint32_t part_bytes;
   uint32_t width;
   uint32_t address;  // of `memory`, as instructions for shared memory take it
+  int32_t to_other;  // from this buffer to the other one
+  TensorUnit* lists;
 
   // With a neuron beyond the last, which is always zero.
   __host__ __device__ static int64_t part_size(int64_t width, int tile) {
     constexpr int64_t kLine = 8 * kPanelBytes;
     return ((width + 1) * tile * static_cast<int64_t>(sizeof(uint16_t)) + kLine - 1) / kLine * kLine;
   }
-  // With two lists of units: of the layer that is computed, and of the next.
+  // Two buffers, of a layer's inputs and of its outputs, and two lists of units, of this layer and of the next.
   __host__ __device__ static int64_t bytes(int64_t width, int tile) {
-    return kParts * part_size(width, tile) + 2 * kMostUnits * static_cast<int64_t>(sizeof(TensorUnit));
+    return 2 * kParts * part_size(width, tile) + 2 * kMostUnits * static_cast<int64_t>(sizeof(TensorUnit));
   }
 
-  __device__ TensorUnit* units(int layer) const {
-    return reinterpret_cast<TensorUnit*>(memory + kParts * part_bytes) + layer % 2 * kMostUnits;
-  }
+  __device__ TensorUnit* units(int layer) const { return lists + layer % 2 * kMostUnits; }
 
-  __device__ SplitActivations(char* memory, const Columns& columns, int width, int tile)
-      : memory(memory),
+  __device__ SplitActivations(char* shared, const Columns& columns, int width, int tile)
+      : memory(shared),
         panel_bits(columns.count_bits - 3),
         part_bytes(static_cast<uint32_t>(part_size(width, tile))),
         width(width),
-        address(shared_address_of(memory)) {
-    for (uint32_t k = threadIdx.x; k < kParts * columns.count() / 4; k += blockDim.x) {
-      const uint32_t part = k % kParts, column = k / kParts * 4;
+        address(shared_address_of(shared)),
+        to_other(static_cast<int32_t>(kParts * part_bytes)),
+        lists(reinterpret_cast<TensorUnit*>(shared + 2 * kParts * part_bytes)) {
+    for (uint32_t k = threadIdx.x; k < 2 * kParts * columns.count() / 4; k += blockDim.x) {
+      const uint32_t part = k % (2 * kParts), column = k / (2 * kParts) * 4;
       *reinterpret_cast<uint2*>(memory + part * part_bytes + offset(width, column)) = make_uint2(0, 0);
     }
+  }
+
+  // After a layer, whose outputs lie in the other buffer.
+  __device__ void flip() {
+    memory += to_other;
+    address += to_other;
+    to_other = -to_other;
   }
 
   // The neuron that is always zero.
@@ -77,9 +85,8 @@ struct SplitActivations {
   // Of a neuron's first panel; those that follow lie at the same address but for the number of the panel.
   __device__ __forceinline__ uint32_t shared_address(uint32_t neuron) const { return address + offset(neuron, 0); }
 
-  // Two neighbouring features, the first of which has this offset.
-  __device__ __forceinline__ void set_pair(uint32_t offset, float x, float y) const {
-    char* target = memory + offset;
+  // Two neighbouring features, from an even column on.
+  __device__ __forceinline__ void set_pair(char* target, float x, float y) const {
     float rest_x = x, rest_y = y;
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
@@ -103,8 +110,8 @@ struct SplitActivations {
   }
 
   __device__ void set_vector(int neuron, int column, const float (&x)[kVector]) const {
-    set_pair(offset(neuron, column), x[0], x[1]);
-    set_pair(offset(neuron, column + 2), x[2], x[3]);
+    set_pair(memory + offset(neuron, column), x[0], x[1]);
+    set_pair(memory + offset(neuron, column + 2), x[2], x[3]);
   }
 
   __device__ float get(int neuron, int column) const {
@@ -121,22 +128,15 @@ struct SplitActivations {
 struct TensorProducts {
   using Activations = SplitActivations;
 
-  // Lists the units of the layer that comes next, one a thread: 16 outputs of a group, or a group of 8.
+  // Lists the units of the layer that comes next, one a thread.
   __device__ static void prepare(const LayerView& view, int number, const Activations& activations) {
-    const int entries = kPanelsOfWarp * static_cast<int>(blockDim.x) / 32 >> activations.panel_bits;
-    for (int u = threadIdx.x; u < entries; u += blockDim.x) activations.units(number)[u] = locate(view, u);
+    for (int u = threadIdx.x; u < kMostUnits; u += blockDim.x) activations.units(number)[u] = locate(view, u);
   }
 
   __device__ static uint32_t compute_layer(const LayerView& view, int number, const Scale& scale,
                                            const Activations& activations) {
-    switch (activations.panel_bits) {
-      case 0:
-        return compute<1>(view, number, scale, activations);
-      case 1:
-        return compute<2>(view, number, scale, activations);
-      default:
-        return compute<4>(view, number, scale, activations);
-    }
+    return activations.panel_bits == 0 ? compute<1>(view, number, scale, activations)
+                                       : compute<2>(view, number, scale, activations);
   }
 
  private:
@@ -165,32 +165,31 @@ struct TensorProducts {
     return {};
   }
 
-  // A warp takes each group as a whole, for all panels. Of an instruction's sums thread `lane` has rows lane / 4 and
-  // lane / 4 + 8, and features lane % 4 * 2 and the next.
+  // Of an instruction's sums thread `lane` has rows lane / 4 and lane / 4 + 8, and features lane % 4 * 2 and the next.
   template <int kPanels>
   __device__ static __forceinline__ uint32_t compute(const LayerView& view, int number, const Scale& scale,
                                                      const Activations& activations) {
-    constexpr int kGroups = kPanelsOfWarp / kPanels;
     const uint32_t lane = threadIdx.x % 32, warps = blockDim.x / 32;
-    const TensorUnit* units = activations.units(number) + threadIdx.x / 32;
+    const TensorUnit* units = activations.units(number);
     const uint16_t* indices = view.at<uint16_t>(view.layer().first_word);
-    uint32_t neurons[kGroups];  // the thread's first edge of each unit
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) neurons[g] = index_of_edge(units[g * warps], indices, lane, activations);
-    float sums[kGroups][kPanels][4];
     uint32_t any[kPanels][2] = {};
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const TensorUnit unit = units[g * warps];
-      if (unit.halves == 0) continue;
-      add_edges<kPanels>(unit, neurons[g], indices, lane, activations, sums[g]);
-      finish<kPanels>(view, unit, lane, scale, sums[g], any);
-    }
-    __syncthreads();
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const TensorUnit unit = units[g * warps];
-      if (unit.halves > 0) store<kPanels>(unit, lane, activations, sums[g]);
+    uint32_t u = threadIdx.x / 32;
+    TensorUnit next = units[u];
+    uint32_t next_neuron = index_of_edge(next, indices, lane, activations);
+#pragma unroll 1
+    while (next.halves > 0) {
+      const TensorUnit unit = next;
+      const uint32_t neuron = next_neuron;
+      u += warps;
+      next.halves = 0;
+      if (u < kMostUnits) {
+        next = units[u];
+        next_neuron = index_of_edge(next, indices, lane, activations);
+      }
+      float sums[kPanels][4] = {};
+      add_edges<kPanels>(unit, neuron, indices, lane, activations, sums);
+      finish<kPanels>(view, unit, lane, scale, sums, any);
+      store<kPanels>(unit, lane, activations, sums);
     }
     uint32_t active = 0;
 #pragma unroll
@@ -208,30 +207,29 @@ struct TensorProducts {
     return edge < unit.edges ? indices[position] : activations.zero();
   }
 
-  // The sums of a group's inputs. Thread `lane` brings edge `lane` of each 32, `neuron` the first.
+  // Adds a group's inputs. Thread `lane` brings edge `lane` of each 32, `neuron` the first.
   template <int kPanels>
   __device__ static __forceinline__ void add_edges(const TensorUnit& unit, uint32_t neuron, const uint16_t* indices,
                                                    uint32_t lane, const Activations& activations,
                                                    float (&sums)[kPanels][4]) {
-#pragma unroll
-    for (int p = 0; p < kPanels; ++p) {
-#pragma unroll
-      for (float& sum : sums[p]) sum = 0.0f;
-    }
 #pragma unroll 1
     for (uint32_t first = 0;;) {
       const uint32_t row = activations.shared_address(neuron);
+      uint32_t x[kParts][kPanels][4];
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
-        uint32_t x[kPanels][4];
 #pragma unroll
         for (int p = 0; p < kPanels; ++p) {
-          load_four_transposed((row + part * activations.part_bytes) ^ (p * kPanelBytes), x[p]);
+          load_four_transposed((row + part * activations.part_bytes) ^ (p * kPanelBytes), x[part][p]);
         }
+      }
 #pragma unroll
-        for (int p = 0; p < kPanels; ++p) add_product_with_ones(x[p][0], x[p][1], sums[p]);
+      for (int part = 0; part < kParts; ++part) {
 #pragma unroll
-        for (int p = 0; p < kPanels; ++p) add_product_with_ones(x[p][2], x[p][3], sums[p]);
+        for (int k = 0; k < 4; k += 2) {
+#pragma unroll
+          for (int p = 0; p < kPanels; ++p) add_product_with_ones(x[part][p][k], x[part][p][k + 1], sums[p]);
+        }
       }
       first += 32;
       if (first >= unit.edges) return;
@@ -272,6 +270,7 @@ struct TensorProducts {
   template <int kPanels>
   __device__ static __forceinline__ void store(const TensorUnit& unit, uint32_t lane, const Activations& activations,
                                                const float (&sums)[kPanels][4]) {
+    char* out = activations.memory + activations.to_other;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (half == unit.halves) return;
@@ -279,7 +278,7 @@ struct TensorProducts {
       const uint32_t first = activations.offset(neuron, lane % 4 * 2);
 #pragma unroll
       for (int p = 0; p < kPanels; ++p) {
-        activations.set_pair(first ^ (p * kPanelBytes), sums[p][2 * half], sums[p][2 * half + 1]);
+        activations.set_pair(out + (first ^ (p * kPanelBytes)), sums[p][2 * half], sums[p][2 * half + 1]);
       }
     }
   }
