@@ -63,7 +63,7 @@ Choice choose(const PlanView& plan, int64_t first_layer, int64_t end_layer, cons
   for (int panels = kMostPanels; panels > 0 && kind.suits_tensor_cores(); panels /= 2) {
     if (fits(SplitActivations::bytes(width, panels * kPanel), limits)) {
       const int64_t warps = std::clamp<int64_t>(kind.groups, 2, kMostThreads / 32);
-      return {true, panels * kPanel, static_cast<int>(warps * 32)};
+      return {true, panels * kPanel, static_cast<int>((warps + 1) * 32)};
     }
   }
   for (int features = kMostFeatures; features >= 2; features /= 2) {

@@ -83,6 +83,8 @@ class Staging {
     __syncthreads();
   }
 
+  __device__ static bool is_mine() { return threadIdx.x / 32 == (blockDim.x - 1) / 32; }
+
   // Starts with the first layers. A barrier must have let all threads finish with those staged before.
   __device__ void begin() {
     if (!is_mine()) return;
@@ -118,8 +120,6 @@ class Staging {
   }
 
  private:
-  __device__ static bool is_mine() { return threadIdx.x / 32 == (blockDim.x - 1) / 32; }
-
   __device__ Position position(int l) const {
     return {__ldg(&layers_[l].first_run), __ldg(&layers_[l].first_word), __ldg(&layers_[l].words)};
   }
@@ -299,11 +299,11 @@ __device__ inline Columns share_of_block(int64_t count, int fewest, int tile) {
 // `Products` says how activations lie in shared memory, and computes a layer:
 //   Products::Activations, made of the memory and the number of columns, with set, set_vector and get, and flip, after
 //   which a layer's outputs are the next one's inputs;
-//   Products::prepare, which may note for a layer to come where its work lies;
 //   Products::compute_layer, which returns a bit for each of the block's features that some output of the thread makes
-//   active.
+//   active;
+//   Products::prepare, where a foreman has no other work than to bring layers along, and to note where their units lie.
 template <typename Products>
-__global__ void __launch_bounds__(kMostThreads, 1)
+__global__ void __launch_bounds__(Products::kThreads, 1)
     resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
   extern __shared__ __align__(128) char memory[];
   __shared__ BlockState state;
@@ -324,16 +324,22 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     load_features(step, first, count, layers[step.first_layer].inputs, columns, activations);
     staging.wait();
     __syncthreads();
-    Products::prepare(staging.view(step.first_layer), step.first_layer, activations);
-    __syncthreads();
+    if constexpr (Products::kForeman) {
+      if (staging.is_mine()) Products::prepare(staging.view(step.first_layer), step.first_layer, activations);
+      __syncthreads();
+    }
     uint32_t active = 0;
     int64_t width = 0;
     bool prunable = false;
     for (int l = step.first_layer; l < step.end_layer; ++l) {
       staging.advance(l);
       const StagedLayer& record = staging.record(l);
-      uint32_t mine = Products::compute_layer(staging.view(l), l, step.scale, activations);
-      if (l + 1 < step.end_layer) Products::prepare(staging.view(l + 1), l + 1, activations);
+      uint32_t mine = 0;
+      if (!Products::kForeman || !staging.is_mine()) {
+        mine = Products::compute_layer(staging.view(l), l, step.scale, activations);
+      } else if (l + 1 < step.end_layer) {
+        Products::prepare(staging.view(l + 1), l + 1, activations);
+      }
       uint32_t* word = &state.active_words[l % kStagedLayers];
       mine = __reduce_or_sync(0xFFFFFFFFu, mine);
       if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);

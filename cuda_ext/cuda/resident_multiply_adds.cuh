@@ -214,8 +214,10 @@ __device__ __forceinline__ void add_bias(const LayerView& view, const PlanRun& r
 template <int kVector, int kOutputs, bool kStored>
 struct MultiplyAdds {
   using Activations = FloatActivations<kVector>;
+  static constexpr bool kForeman = false;  // all registers are the sums'
+  static constexpr int kThreads = kMostThreads;
 
-  __device__ static void prepare(const LayerView&, int, const Activations&) {}
+  __device__ static void prepare(const LayerView&, int, const Activations&) {}  // there is no foreman
 
   __device__ static uint32_t compute_layer(const LayerView& view, int, const Scale& scale,
                                            const Activations& activations) {

@@ -127,10 +127,16 @@ struct SplitActivations {
 
 struct TensorProducts {
   using Activations = SplitActivations;
+  static constexpr bool kForeman = true;
+  static constexpr int kThreads = kMostThreads + 32;
 
-  // Lists the units of the layer that comes next, one a thread.
+  // Lists the units of the layer that comes next, one a thread; they end with one that is none.
   __device__ static void prepare(const LayerView& view, int number, const Activations& activations) {
-    for (int u = threadIdx.x; u < kMostUnits; u += blockDim.x) activations.units(number)[u] = locate(view, u);
+    TensorUnit* units = activations.units(number);
+    for (int u = threadIdx.x % 32; u < kMostUnits; u += 32) {
+      units[u] = locate(view, u);
+      if (units[u].halves == 0) break;
+    }
   }
 
   __device__ static uint32_t compute_layer(const LayerView& view, int number, const Scale& scale,
@@ -169,7 +175,7 @@ struct TensorProducts {
   template <int kPanels>
   __device__ static __forceinline__ uint32_t compute(const LayerView& view, int number, const Scale& scale,
                                                      const Activations& activations) {
-    const uint32_t lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    const uint32_t lane = threadIdx.x % 32, warps = blockDim.x / 32 - 1;
     const TensorUnit* units = activations.units(number);
     const uint16_t* indices = view.at<uint16_t>(view.layer().first_word);
     uint32_t any[kPanels][2] = {};
@@ -186,10 +192,10 @@ struct TensorProducts {
         next = units[u];
         next_neuron = index_of_edge(next, indices, lane, activations);
       }
-      float sums[kPanels][4] = {};
+      float sums[kParts][kPanels][4] = {};
       add_edges<kPanels>(unit, neuron, indices, lane, activations, sums);
       finish<kPanels>(view, unit, lane, scale, sums, any);
-      store<kPanels>(unit, lane, activations, sums);
+      store<kPanels>(unit, lane, activations, sums[0]);
     }
     uint32_t active = 0;
 #pragma unroll
@@ -211,7 +217,7 @@ struct TensorProducts {
   template <int kPanels>
   __device__ static __forceinline__ void add_edges(const TensorUnit& unit, uint32_t neuron, const uint16_t* indices,
                                                    uint32_t lane, const Activations& activations,
-                                                   float (&sums)[kPanels][4]) {
+                                                   float (&sums)[kParts][kPanels][4]) {
 #pragma unroll 1
     for (uint32_t first = 0;;) {
       const uint32_t row = activations.shared_address(neuron);
@@ -224,11 +230,11 @@ struct TensorProducts {
         }
       }
 #pragma unroll
-      for (int part = 0; part < kParts; ++part) {
+      for (int k = 0; k < 4; k += 2) {
 #pragma unroll
-        for (int k = 0; k < 4; k += 2) {
+        for (int part = 0; part < kParts; ++part) {  // apart, so that they need not wait for one another
 #pragma unroll
-          for (int p = 0; p < kPanels; ++p) add_product_with_ones(x[part][p][k], x[part][p][k + 1], sums[p]);
+          for (int p = 0; p < kPanels; ++p) add_product_with_ones(x[part][p][k], x[part][p][k + 1], sums[part][p]);
         }
       }
       first += 32;
@@ -237,11 +243,13 @@ struct TensorProducts {
     }
   }
 
-  // Weight, bias, clip. Keeps in `any` what bits are set in some output.
+  // Sums of parts, weight, bias, clip; the result lies in the first part's. Keeps in `any` what bits are set in some
+  // output.
   template <int kPanels>
   __device__ static __forceinline__ void finish(const LayerView& view, const TensorUnit& unit, uint32_t lane,
-                                                const Scale& scale, float (&sums)[kPanels][4],
+                                                const Scale& scale, float (&sums_of_parts)[kParts][kPanels][4],
                                                 uint32_t (&any)[kPanels][2]) {
+    float (&sums)[kPanels][4] = sums_of_parts[0];
     const PlanLayer& layer = view.layer();
     float lower = static_cast<float>(layer.bias), upper = lower;
     if (layer.bias_offset >= 0) {
@@ -255,7 +263,10 @@ struct TensorProducts {
 #pragma unroll
     for (int p = 0; p < kPanels; ++p) {
 #pragma unroll
-      for (int k = 0; k < 4; ++k) sums[p][k] = fmaf(unit.weight, sums[p][k], k < 2 ? lower : upper);
+      for (int k = 0; k < 4; ++k) {
+        const float sum = sums[p][k] + (sums_of_parts[1][p][k] + sums_of_parts[2][p][k]);
+        sums[p][k] = fmaf(unit.weight, sum, k < 2 ? lower : upper);
+      }
     }
     scale.clip(reinterpret_cast<float (&)[kPanels * 4]>(sums));
 #pragma unroll
