@@ -1,95 +1,399 @@
 #include <algorithm>
-#include <cmath>
+#include <type_traits>
 
+#include "accumulate.cuh"
+#include "intrinsics.cuh"
 #include "launch.h"
 #include "resident.h"
-#include "resident_multiply_adds.cuh"
-#include "resident_tensor.cuh"
+#include "resident_block.cuh"
 
 namespace spdnn::cuda {
 namespace {
+
+constexpr int kSumsOfThread = 64;  // outputs times features that a thread has of a layer
+
+// [neuron][columns], once: a layer's sums stay in registers until all threads are through with its inputs.
+template <int kFeaturesOfThread>
+struct Activations {
+  static constexpr int kVector = kFeaturesOfThread;
+  float* data;
+  Columns columns;
+
+  __host__ __device__ static int64_t bytes(int64_t width, int tile) {
+    return (width * tile * static_cast<int64_t>(sizeof(float)) + 15) / 16 * 16;
+  }
+
+  __device__ Activations(char* memory, const Columns& columns, int, int)
+      : data(reinterpret_cast<float*>(memory)), columns(columns) {}
+
+  __device__ float* at(int neuron, int column) const { return data + (neuron << columns.count_bits) + column; }
+  __device__ void set(int neuron, int column, float x) const { *at(neuron, column) = x; }
+  __device__ void set_vector(int neuron, int column, const float (&x)[kVector]) const {
+    store_vector<kVector>(at(neuron, column), x);
+  }
+  __device__ float get(int neuron, int column) const { return *at(neuron, column); }
+};
+
+// The sums of a thread, first in, first out: registers have no addresses, so what is kept moves up when a part is
+// added, and again when one is taken. A few moves beside all multiply-adds of a part, and a loop's body serves all
+// parts.
+template <int kVector>
+struct Sums {
+  static constexpr int kOutputs = kSumsOfThread / kVector;
+  float values[kOutputs][kVector];
+
+  template <int kPart>
+  __device__ __forceinline__ void make_room() {
+#pragma unroll
+    for (int r = kOutputs - 1; r >= kPart; --r) {
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) values[r][v] = values[r - kPart][v];
+    }
+  }
+};
+
+// Walks through the units of a thread: `kOutputs` outputs of a group each. Of all units of the layer a thread takes
+// each `step`th, so that neighbours read what stands side by side, and each has units of long rows and of short ones.
+template <int kOutputs>
+class UnitCursor {
+ public:
+  __device__ UnitCursor(const LayerView& view, int first, int step)
+      : view_(view), step_(step), number_(first), runs_(static_cast<int>(view.layer().runs)) {
+    units_ = runs_ > 0 ? units_of(view.run(0)) : 0;
+  }
+
+  // Calls visit(run, unit) for the next one, if there is one.
+  template <typename Visit>
+  __device__ __forceinline__ void next(const Visit& visit) {
+    while (number_ >= first_unit_ + units_ && run_ + 1 < runs_) {
+      first_unit_ += units_;
+      units_ = units_of(view_.run(++run_));
+    }
+    if (number_ < first_unit_ + units_) {
+      const PlanRun& run = view_.run(run_);
+      visit(run, Unit::at(number_ - first_unit_, static_cast<int>(run.groups), kOutputs));
+    }
+    number_ += step_;
+  }
+
+ private:
+  __device__ static int units_of(const PlanRun& run) {
+    return static_cast<int>(run.groups) * (static_cast<int>(run.group_outputs) / kOutputs);
+  }
+
+  const LayerView& view_;
+  int step_;
+  int number_;
+  int runs_;
+  int run_ = 0;
+  int first_unit_ = 0;  // of the run
+  int units_;
+};
+
+// A thread's features of one neuron, in shared memory.
+template <int kVector>
+struct FeatureColumn {
+  const char* first;
+  uint32_t stride_bytes;
+
+  __device__ FeatureColumn(const float* data, const Columns& columns)
+      : first(reinterpret_cast<const char*>(data)),
+        // One multiply-add makes an address of an index, if the compiler does not know that it could shift and add.
+        stride_bytes(opaque(static_cast<uint32_t>(columns.count() * sizeof(float)))) {}
+
+  __device__ __forceinline__ void load(uint32_t neuron, float (&x)[kVector]) const {
+    load_vector<kVector>(reinterpret_cast<const float*>(first + neuron * stride_bytes), x);
+  }
+};
+
+// The stored values of one chunk of a unit's edges.
+template <int kOutputs>
+struct ValueChunk {
+  float of[kEdgeChunk][kOutputs];
+
+  __device__ __forceinline__ explicit ValueChunk(float value) {
+#pragma unroll
+    for (int e = 0; e < kEdgeChunk; ++e) {
+#pragma unroll
+      for (int r = 0; r < kOutputs; ++r) of[e][r] = value;
+    }
+  }
+
+  __device__ __forceinline__ float at(int edge, int output) const { return of[edge][output]; }
+
+  // `values` of the run, `position` of the chunk in it.
+  __device__ __forceinline__ void load(const float* values, int position, int group_outputs, int first_output) {
+    if constexpr (kOutputs == 1) {
+      if (group_outputs == 1) {
+        const float4 four = reinterpret_cast<const float4*>(values)[position];
+        of[0][0] = four.x, of[1][0] = four.y, of[2][0] = four.z, of[3][0] = four.w;
+      } else {
+#pragma unroll
+        for (int e = 0; e < kEdgeChunk; ++e) {
+          of[e][0] = values[static_cast<int64_t>(position * kEdgeChunk + e) * group_outputs + first_output];
+        }
+      }
+    } else {
+      static_assert(kOutputs == 4, "the values of an edge come in one load");
+#pragma unroll
+      for (int e = 0; e < kEdgeChunk; ++e) {
+        const int64_t first = static_cast<int64_t>(position * kEdgeChunk + e) * group_outputs + first_output;
+        const float4 four = *reinterpret_cast<const float4*>(values + first);
+        of[e][0] = four.x, of[e][1] = four.y, of[e][2] = four.z, of[e][3] = four.w;
+      }
+    }
+  }
+};
+
+// One value for all edges.
+struct NoValues {
+  float value;
+
+  __device__ __forceinline__ explicit NoValues(float value) : value(value) {}
+  __device__ __forceinline__ float at(int, int) const { return value; }
+  __device__ __forceinline__ void load(const float*, int, int, int) {}
+};
+
+// Adds the unit's edges to its sums: one multiply-add for each edge, output and feature. Indices and values are a chunk
+// ahead, for they may come from device memory.
+template <int kVector, int kOutputs, bool kStored>
+__device__ __forceinline__ void add_edges(const LayerView& view, const PlanRun& run, const Unit& unit,
+                                          const FeatureColumn<kVector>& column, float (&sums)[kOutputs][kVector]) {
+  const int chunks = static_cast<int>(run.edges) / kEdgeChunk;
+  if (chunks == 0) return;
+  const uint2* indices = view.at<uint2>(run.index_offset);
+  const bool stored = kStored && run.value_offset >= 0;
+  const float* values = view.at<float>(stored ? run.value_offset : run.index_offset);
+  const float shared_value = static_cast<float>(run.value);
+  const int group_outputs = static_cast<int>(run.group_outputs);
+  std::conditional_t<kStored, ValueChunk<kOutputs>, NoValues> next_values(shared_value);
+  int position = unit.slice * chunks + unit.lane;
+  const int end = position + chunks * unit.width;
+  uint2 next = indices[position];
+  if (stored) next_values.load(values, position, group_outputs, unit.first_output);
+#pragma unroll 1
+  while (position < end) {
+    const uint2 now = next;
+    const auto weights = next_values;
+    position += unit.width;
+    if (position < end) {
+      next = indices[position];
+      if (stored) next_values.load(values, position, group_outputs, unit.first_output);
+    }
+    float x[kEdgeChunk][kVector];
+#pragma unroll
+    for (int e = 0; e < kEdgeChunk; ++e) column.load(index_of(now, e), x[e]);
+#pragma unroll
+    for (int e = 0; e < kEdgeChunk; ++e) {
+#pragma unroll
+      for (int r = 0; r < kOutputs; ++r) {
+        const float weight = weights.at(e, r);
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) sums[r][v] = fmaf(weight, x[e][v], sums[r][v]);
+      }
+    }
+  }
+}
+
+template <int kVector, int kOutputs>
+__device__ __forceinline__ void add_bias(const LayerView& view, const PlanRun& run, const Unit& unit,
+                                         const Scale& scale, float (&sums)[kOutputs][kVector]) {
+  const PlanLayer& layer = view.layer();
+  const float* biases = layer.bias_offset < 0 ? nullptr : view.at<float>(layer.bias_offset) + unit.first_slot(run);
+  const float shared_bias = static_cast<float>(layer.bias);
+#pragma unroll
+  for (int r = 0; r < kOutputs; ++r) {
+    const float start = (biases ? biases[r * unit.width] : shared_bias) * scale.per_unit;
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) sums[r][v] = opaque(start);
+  }
+}
+
+// One layer, in place: units of kOutputs outputs with the same inputs; without kStored one weight serves all edges of a
+// run. Returns a bit for each of the block's features that some output of the thread makes active.
+template <int kVector, int kOutputs, bool kStored>
+__device__ __forceinline__ uint32_t compute_layer(const LayerView& view, const Scale& scale,
+                                         const Activations<kVector>& activations) {
+  constexpr int kMost = Sums<kVector>::kOutputs, kParts = kMost / kOutputs;
+  const int lanes = activations.columns.count() / kVector, column = threadIdx.x % lanes * kVector;
+  const int first = threadIdx.x / lanes, step = blockDim.x / lanes;
+  const FeatureColumn<kVector> features(activations.at(0, column), activations.columns);
+  Sums<kVector> sums;
+  const Bounds bounds = scale.bounds(view.layer());
+  uint32_t active = 0;
+  UnitCursor<kOutputs> cursor(view, first, step);
+#pragma unroll 1
+  for (int part = 0; part < kParts; ++part) {
+    sums.template make_room<kOutputs>();
+    cursor.next([&](const PlanRun& run, const Unit& unit) {
+      float (&newest)[kOutputs][kVector] = reinterpret_cast<float (&)[kOutputs][kVector]>(sums.values[0]);
+      add_bias(view, run, unit, scale, newest);
+      add_edges<kVector, kOutputs, kStored>(view, run, unit, features, newest);
+      active |= clip_all(newest, bounds);
+    });
+  }
+  __syncthreads();  // past it nobody reads the layer's inputs
+  UnitCursor<kOutputs> again(view, first, step);
+#pragma unroll 1
+  for (int part = 0; part < kParts; ++part) {
+    again.next([&](const PlanRun& run, const Unit& unit) {
+      const int slot = unit.first_slot(run);
+#pragma unroll
+      for (int r = 0; r < kOutputs; ++r) {
+        activations.set_vector(slot + r * unit.width, column, sums.values[kMost - kOutputs + r]);
+      }
+    });
+    sums.template make_room<kOutputs>();
+  }
+  return active << column;
+}
+
+// So many that all blocks have work, and `tile` at most: few features are spread over all multiprocessors.
+__device__ inline Columns share_of_block(int64_t count, int fewest, int tile) {
+  const int64_t share = (count + gridDim.x - 1) / gridDim.x;
+  Columns columns{0};
+  while (columns.count() < fewest || (columns.count() < share && columns.count() < tile)) ++columns.count_bits;
+  return columns;
+}
+
+template <int kVector, int kOutputs, bool kStored>
+__global__ void __launch_bounds__(kMostThreads, 1)
+    resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
+  extern __shared__ __align__(16) char memory[];
+  __shared__ BlockState state;
+  Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + Activations<kVector>::bytes(step.max_width, tile)));
+  const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
+  const int64_t count = step.count ? *step.count : step.features;
+  const Columns columns = share_of_block(count, kVector, tile);
+  const Activations<kVector> activations(memory, columns);
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
+       first += static_cast<int64_t>(gridDim.x) * columns.count()) {
+    const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);
+    const uint32_t used = present == kMostFeatures ? 0xFFFFFFFFu : (1u << present) - 1;
+    int32_t members = threadIdx.x < present;  // that the feature of this thread's number stands for
+    if (members && step.members) members = step.members[id_of(step, first + threadIdx.x)];
+    if (threadIdx.x < kStagedLayers) state.active_words[threadIdx.x] = 0;
+    staging.begin();
+    load_features(step, first, count, layers[step.first_layer].inputs, columns, activations);
+    staging.wait();
+    __syncthreads();
+    uint32_t active = 0;
+    int64_t width = 0;
+    bool prunable = false;
+    for (int l = step.first_layer; l < step.end_layer; ++l) {
+      staging.advance(l);
+      const StagedLayer& record = staging.record(l);
+      uint32_t mine = compute_layer<kVector, kOutputs, kStored>(staging.view(l), step.scale, activations);
+      uint32_t* word = &state.active_words[l % kStagedLayers];
+      mine = __reduce_or_sync(0xFFFFFFFFu, mine);
+      if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
+      // Read by all before the barrier that ended the last layer, and written again in the next but one.
+      if (threadIdx.x == 0) state.active_words[(l + 2) % kStagedLayers] = 0;
+      width = record.layer.outputs;  // read here: past the barrier another thread may stage over the record
+      prunable = record.layer.prunable;
+      staging.wait();
+      __syncthreads();
+      active = *word & used;
+      if (threadIdx.x < 32 && step.active && active) {
+        const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> threadIdx.x & 1u ? members : 0);
+        if (threadIdx.x == 0) atomicAdd(step.active + l, sum);
+      }
+      if (!active && prunable) break;
+    }
+    if (!step.target) {
+      store_results(step, first, active, columns, activations);
+    } else if (const uint32_t kept = prunable ? active : used) {
+      store_tile(step, first, width, kept, columns, activations);
+    }
+    staging.end();
+    __syncthreads();
+  }
+}
 
 // What the layers of a launch have in common.
 struct Kind {
   int outputs = kMostOutputs;  // of a unit: 1, 4 or 16
   bool stored = false;
-  int64_t most_outputs = 1;         // of a layer
-  int64_t groups = 1;               // units of 16 outputs that a layer has at most
-  int64_t smallest = kMostOutputs;  // group
-  int64_t words = 0;                // of the longest layer's sections
-
-  bool bounded = false;
+  int64_t most_outputs = 1;  // of a layer
+  int64_t words = 0;         // of the longest layer's sections
 
   static constexpr int kMostOutputs = 16;
 
   Kind(const PlanView& plan, int64_t first_layer, int64_t end_layer) {
     for (int64_t l = first_layer; l < end_layer; ++l) {
       const PlanLayer& layer = plan.layers[l];
-      int64_t layer_groups = 0;
       most_outputs = std::max(most_outputs, layer.outputs);
       words = std::max(words, layer.words);
       for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
         const PlanRun& run = plan.runs[r];
         stored |= run.value_offset >= 0;
         while (run.group_outputs < outputs) outputs /= 4;
-        smallest = std::min(smallest, run.group_outputs);
-        layer_groups += run.groups * std::max<int64_t>(run.group_outputs / kTogether, 1);
       }
-      groups = std::max(groups, layer_groups);
     }
     if (stored) outputs = std::min(outputs, 4);
-    bounded = std::isfinite(plan.header->cap);
   }
-
-  // A tensor core's instruction is for 16 outputs with the same inputs; with 8, half of it is for nothing. What is not
-  // bounded may overflow, and infinity has no parts.
-  bool suits_tensor_cores() const { return smallest >= 8 && !stored && groups <= kMostUnits && bounded; }
 };
 
-// How a block computes the layers of a launch.
+// How a block holds the features of a launch.
 struct Choice {
-  bool tensor = false;
-  int features = 0;  // of a block; 0: not even the fewest fit
+  int features = 0;  // 0: not even the fewest fit
   int threads = 0;
 };
-
-bool fits(int64_t bytes, const DeviceLimits& limits) { return bytes + kSharedStatic <= limits.block_shared_bytes; }
 
 int vector_for(int features) { return std::min(features, 4); }
 
 Choice choose(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
   const Kind kind(plan, first_layer, end_layer);
   const int64_t width = widest(plan, first_layer, end_layer);
-  for (int panels = kMostPanels; panels > 0 && kind.suits_tensor_cores(); panels /= 2) {
-    if (fits(SplitActivations::bytes(width, panels * kPanel), limits)) {
-      const int64_t warps = std::clamp<int64_t>(kind.groups, 2, kMostThreads / 32);
-      return {true, panels * kPanel, static_cast<int>((warps + 1) * 32)};
-    }
-  }
   for (int features = kMostFeatures; features >= 2; features /= 2) {
-    const int64_t outputs_of_thread = kSumsOfThread / vector_for(features);
-    const int64_t lanes = features / vector_for(features);
+    const int64_t outputs_of_thread = kSumsOfThread / vector_for(features), lanes = features / vector_for(features);
     const int64_t threads = round_up((kind.most_outputs + outputs_of_thread - 1) / outputs_of_thread * lanes, 32);
-    if (fits(FloatActivations<4>::bytes(width, features), limits) && threads <= kMostThreads) {
-      return {false, features, static_cast<int>(std::max<int64_t>(threads, 64))};
-    }
+    const bool fits = Activations<4>::bytes(width, features) + kSharedStatic <= limits.block_shared_bytes;
+    if (fits && threads <= kMostThreads) return {features, static_cast<int>(std::max<int64_t>(threads, 64))};
   }
   return {};
 }
 
-template <int kVector>
-cudaError_t launch_multiply_adds(const ResidentStep& step, const Choice& choice, const Kind& kind,
-                                 const DeviceLimits& limits, cudaStream_t stream) {
-  const auto launch = [&](auto products) {
-    return launch_products<decltype(products)>(step, choice.features, choice.threads, kind.words, limits, stream);
+template <int kVector, int kOutputs, bool kStored>
+cudaError_t launch(ResidentStep step, const Choice& choice, const Kind& kind, const DeviceLimits& limits,
+                   cudaStream_t stream) {
+  const auto kernel = resident_kernel<kVector, kOutputs, kStored>;
+  const int tile = choice.features, threads = choice.threads;
+  const auto allow = [kernel](int64_t bytes) {
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   };
+  int64_t shared = Activations<kVector>::bytes(step.max_width, tile), resident_blocks = 0;
+  cudaError_t error = allow(shared);
+  if (error != cudaSuccess) return error;
+  if ((error = resident_block_count(kernel, threads, shared, &resident_blocks)) != cudaSuccess) return error;
+  // Sections are brought along where that costs no block its place.
+  step.staged_words = 0;
+  const int64_t shared_with_sections = shared + kStagedLayers * kind.words * static_cast<int64_t>(sizeof(uint32_t));
+  if (shared_with_sections + kSharedStatic <= limits.block_shared_bytes) {
+    int64_t blocks_with_sections = 0;
+    if ((error = allow(shared_with_sections)) != cudaSuccess) return error;
+    error = resident_block_count(kernel, threads, shared_with_sections, &blocks_with_sections);
+    if (error != cudaSuccess) return error;
+    if (blocks_with_sections >= resident_blocks) {
+      step.staged_words = static_cast<int>(kind.words);
+      shared = shared_with_sections;
+    }
+  }
+  const int64_t shares = (step.features + kVector - 1) / kVector;
+  kernel<<<static_cast<unsigned>(std::min(shares, resident_blocks)), threads, shared, stream>>>(step, tile);
+  return cudaGetLastError();
+}
+
+template <int kVector>
+cudaError_t launch(const ResidentStep& step, const Choice& choice, const Kind& kind, const DeviceLimits& limits,
+                   cudaStream_t stream) {
   switch (kind.outputs) {
     case 1:
-      return kind.stored ? launch(MultiplyAdds<kVector, 1, true>{}) : launch(MultiplyAdds<kVector, 1, false>{});
+      return (kind.stored ? launch<kVector, 1, true> : launch<kVector, 1, false>)(step, choice, kind, limits, stream);
     case 4:
-      return kind.stored ? launch(MultiplyAdds<kVector, 4, true>{}) : launch(MultiplyAdds<kVector, 4, false>{});
+      return (kind.stored ? launch<kVector, 4, true> : launch<kVector, 4, false>)(step, choice, kind, limits, stream);
     default:
-      return launch(MultiplyAdds<kVector, 16, false>{});
+      return launch<kVector, 16, false>(step, choice, kind, limits, stream);
   }
 }
 
@@ -103,12 +407,9 @@ cudaError_t launch_resident(const ResidentStep& step, const PlanView& plan, cuda
   DeviceLimits limits;
   if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
   const Choice choice = choose(plan, step.first_layer, step.end_layer, limits);
-  const Kind kind(plan, step.first_layer, step.end_layer);
   if (choice.features == 0) return cudaErrorInvalidConfiguration;
-  if (choice.tensor) {
-    return launch_products<TensorProducts>(step, choice.features, choice.threads, kind.words, limits, stream);
-  }
-  return (choice.features == 2 ? launch_multiply_adds<2> : launch_multiply_adds<4>)(step, choice, kind, limits, stream);
+  const Kind kind(plan, step.first_layer, step.end_layer);
+  return (choice.features == 2 ? launch<2> : launch<4>)(step, choice, kind, limits, stream);
 }
 
 }  // namespace spdnn::cuda

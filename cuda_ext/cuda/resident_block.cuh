@@ -1,5 +1,5 @@
-// What a block of the resident family does, whatever computes its layers: features come into shared memory, layers go
-// over them, results go out.
+// What a block of the resident family does beside computing: features come into shared memory, and layers beside them;
+// results go out.
 #pragma once
 
 #include <algorithm>
@@ -286,115 +286,6 @@ __device__ void store_tile(const ResidentStep& step, int64_t first, int64_t widt
   for (int64_t neuron = threadIdx.x >> columns.count_bits; neuron < width; neuron += blockDim.x >> columns.count_bits) {
     target[neuron * kTile] = out.get(static_cast<int>(neuron), column);
   }
-}
-
-// So many that all blocks have work, and `tile` at most: few features are spread over all multiprocessors.
-__device__ inline Columns share_of_block(int64_t count, int fewest, int tile) {
-  const int64_t share = (count + gridDim.x - 1) / gridDim.x;
-  Columns columns{0};
-  while (columns.count() < fewest || (columns.count() < share && columns.count() < tile)) ++columns.count_bits;
-  return columns;
-}
-
-// `Products` says how activations lie in shared memory, and computes a layer:
-//   Products::Activations, made of the memory and the number of columns, with set, set_vector and get, and flip, after
-//   which a layer's outputs are the next one's inputs;
-//   Products::compute_layer, which returns a bit for each of the block's features that some output of the thread makes
-//   active;
-//   Products::prepare, where a foreman has no other work than to bring layers along, and to note where their units lie.
-template <typename Products>
-__global__ void __launch_bounds__(Products::kThreads, 1)
-    resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
-  extern __shared__ __align__(128) char memory[];
-  __shared__ BlockState state;
-  Staging staging(step, state,
-                  reinterpret_cast<uint32_t*>(memory + Products::Activations::bytes(step.max_width, tile)));
-  const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
-  const int64_t count = step.count ? *step.count : step.features;
-  const Columns columns = share_of_block(count, Products::Activations::kFewestColumns, tile);
-  typename Products::Activations activations(memory, columns, step.max_width, tile);
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
-       first += static_cast<int64_t>(gridDim.x) * columns.count()) {
-    const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);
-    const uint32_t used = present == kMostFeatures ? 0xFFFFFFFFu : (1u << present) - 1;
-    int32_t members = threadIdx.x < present;  // that the feature of this thread's number stands for
-    if (members && step.members) members = step.members[id_of(step, first + threadIdx.x)];
-    if (threadIdx.x < kStagedLayers) state.active_words[threadIdx.x] = 0;
-    staging.begin();
-    load_features(step, first, count, layers[step.first_layer].inputs, columns, activations);
-    staging.wait();
-    __syncthreads();
-    if constexpr (Products::kForeman) {
-      if (staging.is_mine()) Products::prepare(staging.view(step.first_layer), step.first_layer, activations);
-      __syncthreads();
-    }
-    uint32_t active = 0;
-    int64_t width = 0;
-    bool prunable = false;
-    for (int l = step.first_layer; l < step.end_layer; ++l) {
-      staging.advance(l);
-      const StagedLayer& record = staging.record(l);
-      uint32_t mine = 0;
-      if (!Products::kForeman || !staging.is_mine()) {
-        mine = Products::compute_layer(staging.view(l), l, step.scale, activations);
-      } else if (l + 1 < step.end_layer) {
-        Products::prepare(staging.view(l + 1), l + 1, activations);
-      }
-      uint32_t* word = &state.active_words[l % kStagedLayers];
-      mine = __reduce_or_sync(0xFFFFFFFFu, mine);
-      if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
-      // Read by all before the barrier that ended the last layer, and written again in the next but one.
-      if (threadIdx.x == 0) state.active_words[(l + 2) % kStagedLayers] = 0;
-      width = record.layer.outputs;  // read here: past the barrier another thread may stage over the record
-      prunable = record.layer.prunable;
-      staging.wait();
-      __syncthreads();
-      active = *word & used;
-      if (threadIdx.x < 32 && step.active && active) {
-        const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> threadIdx.x & 1u ? members : 0);
-        if (threadIdx.x == 0) atomicAdd(step.active + l, sum);
-      }
-      activations.flip();
-      if (!active && prunable) break;
-    }
-    if (!step.target) {
-      store_results(step, first, active, columns, activations);
-    } else if (const uint32_t kept = prunable ? active : used) {
-      store_tile(step, first, width, kept, columns, activations);
-    }
-    staging.end();
-    __syncthreads();
-  }
-}
-
-// `threads` of a block that holds `tile` features; `longest` words of sections has a layer at most.
-template <typename Products>
-cudaError_t launch_products(ResidentStep step, int tile, int threads, int64_t longest, const DeviceLimits& limits,
-                            cudaStream_t stream) {
-  const auto kernel = resident_kernel<Products>;
-  const auto allow = [kernel](int64_t bytes) {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  };
-  int64_t shared = Products::Activations::bytes(step.max_width, tile), resident_blocks = 0;
-  cudaError_t error = allow(shared);
-  if (error != cudaSuccess) return error;
-  if ((error = resident_block_count(kernel, threads, shared, &resident_blocks)) != cudaSuccess) return error;
-  // Sections are brought along where that costs no block its place.
-  step.staged_words = 0;
-  const int64_t shared_with_sections = shared + kStagedLayers * longest * static_cast<int64_t>(sizeof(uint32_t));
-  if (shared_with_sections + kSharedStatic <= limits.block_shared_bytes) {
-    int64_t blocks_with_sections = 0;
-    if ((error = allow(shared_with_sections)) != cudaSuccess) return error;
-    error = resident_block_count(kernel, threads, shared_with_sections, &blocks_with_sections);
-    if (error != cudaSuccess) return error;
-    if (blocks_with_sections >= resident_blocks) {
-      step.staged_words = static_cast<int>(longest);
-      shared = shared_with_sections;
-    }
-  }
-  const int64_t fewest = Products::Activations::kFewestColumns, shares = (step.features + fewest - 1) / fewest;
-  kernel<<<static_cast<unsigned>(std::min(shares, resident_blocks)), threads, shared, stream>>>(step, tile);
-  return cudaGetLastError();
 }
 
 }  // namespace spdnn::cuda

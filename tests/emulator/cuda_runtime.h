@@ -39,7 +39,6 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
@@ -88,8 +87,6 @@ void block_barrier();
 
 // Each lane of the warp gives a word; returns those of all 32, when they have arrived.
 const uint64_t* exchange(uint64_t word);
-
-[[noreturn]] void fail(const char* what);
 
 void start_copy(void* target, const void* source, int bytes);
 void close_copies();
