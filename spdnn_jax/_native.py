@@ -23,7 +23,8 @@ except ImportError as error:  # a source tree without a build, or a build for an
 NETWORK_TARGET = "spdnn_network"
 LAYER_TARGET = "spdnn_layer"
 
-_CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
+CUDA_LIBRARY = Path(str(core.__file__)).with_name("_cuda.so")
+"""The CUDA back end, where it was built: beside the core, which an editable install keeps out of the source tree."""
 
 
 def _jaxlib_ffi_version() -> tuple[int, int]:
@@ -61,7 +62,7 @@ def usable_cores() -> int:
 @functools.cache
 def cuda_unavailable_reason() -> str | None:
     """Why the CUDA back end cannot be used in this process, or None where it can."""
-    if not _CUDA_LIBRARY.exists():
+    if not CUDA_LIBRARY.exists():
         return (
             "spdnn_jax was installed without CUDA: reinstall it with SPDNN_CUDA=ON where nvcc is found (see BUILD.md)"
         )
@@ -92,7 +93,7 @@ def _register_cuda() -> None:
 
 @functools.cache
 def _cuda() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_CUDA_LIBRARY))
+    library = ctypes.CDLL(str(CUDA_LIBRARY))
     library.spdnn_cuda_workspace_bytes.restype = ctypes.c_int64
     library.spdnn_cuda_workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     return library
@@ -100,7 +101,7 @@ def _cuda() -> ctypes.CDLL:
 
 def has_cuda_library() -> bool:
     """Whether the CUDA back end was built; it may still find no GPU."""
-    return _CUDA_LIBRARY.exists()
+    return CUDA_LIBRARY.exists()
 
 
 def cuda_workspace_bytes(records: np.ndarray, features: int) -> int:

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,14 @@ def on_cpu() -> Iterator[None]:
     """Runs a test on the CPU back end, on a machine with a GPU, too."""
     with jax.default_device(jax.devices("cpu")[0]):
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says in one line what was skipped, and why."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.write_line("skipped: " + "; ".join(f"{n} ({why})" for why, n in reasons.most_common()))
 
 
 def random_layer(
