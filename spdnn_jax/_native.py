@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -27,6 +26,11 @@ CUDA_LIBRARY = Path(str(core.__file__)).with_name("_cuda.so")
 """The CUDA back end, where it was built: beside the core, which an editable install keeps out of the source tree."""
 
 
+def ffi_versions() -> tuple[tuple[int, int], tuple[int, int]]:
+    """Versions of XLA's FFI interface: that this package was built for, and that the installed jaxlib speaks."""
+    return core.ffi_api_version(), _jaxlib_ffi_version()
+
+
 def _jaxlib_ffi_version() -> tuple[int, int]:
     """The version of the FFI interface that the installed jaxlib speaks, read from the header it ships."""
     header = Path(jax.ffi.include_dir(), "xla", "ffi", "api", "c_api.h").read_text(encoding="utf-8")
@@ -37,13 +41,13 @@ def _jaxlib_ffi_version() -> tuple[int, int]:
     return major, minor
 
 
-def _check_version(library: ModuleType) -> None:
+def _check_version() -> None:
     """Raises ImportError where this package was built against a newer jaxlib than the installed one.
 
     A handler runs on the jaxlib that it was built against and on newer ones. On an older one XLA would refuse it much
     later, with "Unable to initialize backend".
     """
-    built, installed = tuple(library.ffi_api_version()), _jaxlib_ffi_version()
+    built, installed = ffi_versions()
     if built[0] != installed[0] or built[1] > installed[1]:
         raise ImportError(
             f"spdnn_jax was built for version {built[0]}.{built[1]} of XLA's FFI interface, but jaxlib "
@@ -114,6 +118,6 @@ def cuda_workspace_bytes(records: np.ndarray, features: int) -> int:
     return _cuda().spdnn_cuda_workspace_bytes(records.ctypes.data, records.size, features)
 
 
-_check_version(core)
+_check_version()
 _register_cpu()
 _register_cuda()

@@ -1,4 +1,4 @@
-"""spdnn [run | convert | download | bench FLAGFILE... | plot REPORT...] [flags]; without a command: run."""
+"""The program `spdnn`: its commands found and called, and how it ends."""
 
 import sys
 import traceback
@@ -8,7 +8,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
-from spdnn_jax.command_line import commands, options, run
+from spdnn_jax.command_line import commands, doctor, options, report, run
 from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.distributed import hosts
 
@@ -18,19 +18,25 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "download": commands.download,
     "bench": commands.bench,
     "plot": commands.plot,
+    "doctor": doctor.doctor,
 }
+_OPERANDS = {"bench": " FLAGFILE...", "plot": " REPORT..."}
+_HELP = {"-h", "--h", "-help", "--help"}
 
 
 def main() -> NoReturn:
     """The console script `spdnn`."""
     logging.set_verbosity(logging.WARNING)  # libraries log through absl, too
-    for flag in options.defined():  # --help shows those of the program, a script without flags
-        FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    sys.modules["__main__"].__doc__ = __doc__  # the head of --help
     app.run(_main, flags_parser=_parse)
 
 
 def _parse(arguments: list[str]) -> list[str]:
+    if "--version" in arguments:
+        print(", ".join(f"{name} {version}" for name, version in report.versions().items()))
+        sys.exit(0)
+    if _HELP.intersection(arguments):
+        print(_help(next((word for word in arguments[1:] if word in _COMMANDS), None)))
+        sys.exit(0)
     try:
         return FLAGS(arguments)
     except (flags.Error, OSError) as error:
@@ -38,11 +44,21 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(2)
 
 
+def _help(command: str | None) -> str:
+    if command is not None:
+        head = f"spdnn {command}{_OPERANDS.get(command, '')} [flags]: {_COMMANDS[command].__doc__}"
+        return f"{head}\n\n{options.help_of(command)}".strip()
+    commands = [f"  {name + _OPERANDS.get(name, ''):<18}{does.__doc__}" for name, does in _COMMANDS.items()]
+    head = ["spdnn [COMMAND] [flags]; without a command: run", ""]
+    foot = ["", "spdnn COMMAND --help tells a command's flags; --flagfile=FILE reads flags from a file"]
+    return "\n".join(head + commands + foot)
+
+
 def _main(arguments: list[str]) -> int:
     name, *rest = arguments[1:] or ["run"]
     if name not in _COMMANDS:
         options.reject(f"there is no command {name!r}: choose one of {', '.join(_COMMANDS)}")
-    if rest and name not in ("bench", "plot"):
+    if rest and name not in _OPERANDS:
         options.reject(f"spdnn {name} takes flags only, found {rest[0]!r}")
     try:
         return _in_step(_COMMANDS[name], rest)

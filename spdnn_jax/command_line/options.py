@@ -1,7 +1,8 @@
-"""The flags of the program."""
+"""The flags of the program, and which command takes which."""
 
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_integer("neurons", 1024, "Neurons of a layer: 16 * 2^k; 1024, 4096, 16384 or 65536 in the challenge.", 1)
 flags.DEFINE_integer("layers", 120, "Number of layers: 120, 480 or 1920 in the challenge.", 1)
 flags.DEFINE_enum("weights", "radixnet", ["radixnet", "official"], "Generated weights, or those in --dataset_dir.")
-flags.DEFINE_string("dataset_dir", None, "Folder of the official files, or a network file that spdnn convert wrote.")
+flags.DEFINE_string(
+    "dataset_dir", None, "Folder of the official files, their .tar.gz, or a network file that spdnn convert wrote."
+)
 flags.DEFINE_enum("inputs", "digits", ["digits", "mnist", "official", "random"], "Where the features come from.")
 flags.DEFINE_string("mnist_dir", None, "Folder of the MNIST files in IDX form, for --inputs=mnist.")
 flags.DEFINE_integer("features", networks.FEATURES, "Number of features.", 1)
@@ -55,6 +58,36 @@ flags.DEFINE_string("base_url", download.BASE_URL, "Where download finds the off
 def defined() -> list[flags.Flag]:
     """All flags of the program, without those of the libraries that it uses."""
     return FLAGS.get_key_flags_for_module(__name__)
+
+
+_TAKEN = {
+    "convert": ("neurons", "layers", "dataset_dir", "output"),
+    "download": ("neurons", "layers", "dataset_dir", "base_url"),
+    "plot": ("figure", "output"),
+    "doctor": (),
+}
+"""Flags of the commands that do not run a network."""
+
+_HELP_COLUMN = 24
+
+
+def taken_by(command: str) -> list[flags.Flag]:
+    """The flags that a command takes."""
+    if command in _TAKEN:
+        return [FLAGS[name] for name in _TAKEN[command]]
+    return [flag for flag in defined() if flag.name not in ("figure", "output", "base_url")]
+
+
+def help_of(command: str) -> str:
+    """The flags of a command with their defaults, a line or two for each."""
+    lines = []
+    for flag in taken_by(command):
+        default = "" if flag.default is None else f" Default: {flag.default}."
+        indent = " " * _HELP_COLUMN
+        text = textwrap.fill(f"{flag.help}{default}", 100, initial_indent=indent, subsequent_indent=indent)
+        name = f"  --{flag.name}"
+        lines.append(name.ljust(_HELP_COLUMN) + text[_HELP_COLUMN:] if len(name) < _HELP_COLUMN else f"{name}\n{text}")
+    return "\n".join(lines)
 
 
 def reject(message: str) -> NoReturn:

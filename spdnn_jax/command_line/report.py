@@ -106,16 +106,19 @@ class Report:
             ("back end", f"{self.backend} on {self.device}, --compress={self.compress}"),
             ("multiplied", f"{100 * sum(self.multiplied_edges) / max(self.edges, 1):.1f}% of the edges"),
             ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
-            *((step, f"{seconds:.4g} s") for step, seconds in self.seconds.items() if step != "inference"),
+            (
+                "seconds",
+                ", ".join(f"{step} {spent:.3g}" for step, spent in self.seconds.items() if step != "inference"),
+            ),
             *self._spread(),
             (
                 "inference",
                 f"{self.seconds['inference']:.4g} s, median of {repeats}: "
                 f"{'host' if self.passes > 1 else 'device'}-resident input to categories",
             ),
-            ("nominal", rate(self.nominal_edges_per_second)),
+            ("nominal", f"{rate(self.nominal_edges_per_second)}: features x edges of the original network / seconds"),
             ("active", self._active_rate()),
-            *((f"after layer {layer}", f"{self.active[layer - 1]:,} active") for layer in shown_layers(self.layers)),
+            ("active features", self._survivors()),
             *(
                 (f"layer {layer} alone", self._profile_text(layer))
                 for layer in shown_layers(self.layers)
@@ -130,7 +133,11 @@ class Report:
     def _active_rate(self) -> str:
         if self.active_edges_per_second is None:
             return "not known: equal features are merged on the way, uncounted"
-        return rate(self.active_edges_per_second)
+        return f"{rate(self.active_edges_per_second)}: edges truly multiplied / seconds"
+
+    def _survivors(self) -> str:
+        """Active features after some of the layers."""
+        return "layer " + "; ".join(f"{layer}: {self.active[layer - 1]:,}" for layer in shown_layers(self.layers))
 
     def _profile_text(self, layer: int) -> str:
         assert self.profile is not None
@@ -169,9 +176,9 @@ def _listed(counts: list[int]) -> str:
 
 
 def shown_layers(layers: int) -> list[int]:
-    """Layers whose active features the table shows: 1, 10, 20 ... and the last; sparser for deep networks."""
-    step = 10 if layers <= 200 else layers // 12 // 10 * 10
-    return sorted({1, *range(10, min(layers, 51), 10), *range(step, layers, step), layers} & set(range(1, layers + 1)))
+    """Layers of which the table tells: 1, 3, 10, 30 ... and the last."""
+    steps = (scale * step for scale in (1, 10, 100, 1000, 10000) for step in (1, 3))
+    return sorted({layers, *(layer for layer in steps if layer < layers)} - {0})
 
 
 def rate(edges_per_second: float) -> str:
@@ -183,8 +190,11 @@ def rate(edges_per_second: float) -> str:
 def device() -> str:
     """The device that JAX runs on: a GPU as JAX names it, or the processor and how many cores this process may use."""
     kind = jax.devices()[0].device_kind
-    if kind != "cpu":
-        return kind
+    return processor() if kind == "cpu" else kind
+
+
+def processor() -> str:
+    """The processor, and how many of its cores this process may use."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

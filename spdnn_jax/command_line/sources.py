@@ -17,7 +17,7 @@ def open_layers() -> Iterator[SparseLayer]:
     """The layers, read or generated one at a time."""
     if FLAGS.weights == "radixnet":
         return radixnet.layers(FLAGS.neurons, FLAGS.layers, FLAGS.seed)
-    if not Path(FLAGS.dataset_dir).is_file():
+    if not _is_network_file():
         return official_files.layers(FLAGS.dataset_dir, FLAGS.neurons, FLAGS.layers)
     network = NetworkFile(FLAGS.dataset_dir)
     if len(network) < FLAGS.layers:
@@ -29,9 +29,14 @@ def open_layers() -> Iterator[SparseLayer]:
 
 def cap() -> float | None:
     """The upper clip of the activations."""
-    if FLAGS.weights == "official" and Path(FLAGS.dataset_dir).is_file():
+    if FLAGS.weights == "official" and _is_network_file():
         return NetworkFile(FLAGS.dataset_dir).cap
     return networks.CAP
+
+
+def _is_network_file() -> bool:
+    """Whether --dataset_dir is a file that spdnn convert wrote, not official files or their archive."""
+    return Path(FLAGS.dataset_dir).is_file() and not FLAGS.dataset_dir.endswith(official_files.ARCHIVE)
 
 
 def find_inputs() -> None:
@@ -43,7 +48,7 @@ def find_inputs() -> None:
 
 
 def _inputs_dir() -> Path:
-    """Folder of the official inputs: --dataset_dir, or where that file of a converted network lies."""
+    """Folder of the official inputs: --dataset_dir, or where that file lies."""
     path = Path(FLAGS.dataset_dir)
     return path.parent if path.is_file() else path
 

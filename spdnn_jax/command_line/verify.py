@@ -59,4 +59,22 @@ def compare(categories: np.ndarray, truth: np.ndarray | None) -> tuple[str | Non
     common = np.intersect1d(categories, truth).size
     agree = common == len(truth) == len(categories)
     text = f"{common:,} of the file's {len(truth):,} categories found, {len(categories) - common:,} beside them"
-    return (text if agree else f"DIFFERS: {text}"), agree
+    return (text if agree else f"DIFFERS: {text}{_why_not_official()}"), agree
+
+
+def _why_not_official() -> str:
+    """Why a run on other data than the official cannot give the official truth, and what to do about it."""
+    reasons = []
+    if FLAGS.weights != "official":
+        reasons.append("generated weights are not the official ones")
+    if FLAGS.inputs == "mnist":
+        reasons.append("MNIST, resized by us, reproduces 98% of the official categories")
+    elif FLAGS.inputs != "official":
+        reasons.append(f"--inputs={FLAGS.inputs} are other features than the official ones")
+    if not reasons:
+        return ""
+    return (
+        f". If the file is the official truth, it cannot be met: {', and '.join(reasons)}. Fetch the official files "
+        f"(spdnn download --neurons={FLAGS.neurons} --layers={FLAGS.layers} --dataset_dir=official), and run with "
+        "--weights=official --inputs=official --dataset_dir=official"
+    )

@@ -21,6 +21,9 @@ from spdnn_jax.graph_challenge.inputs import ALL
 from spdnn_jax.graph_challenge.networks import CAP, EDGES_PER_NEURON
 from spdnn_jax.network import SparseLayer, save_layers
 
+ARCHIVE = ".tar.gz"
+"""How the name of a packed network ends."""
+
 _CURE = "fetch the file again (spdnn download)"
 _BLOCK = 1 << 24  # bytes of text held at a time
 _NEWLINE = ord("\n")
@@ -37,8 +40,8 @@ def layers(directory: str | os.PathLike[str], neurons: int, count: int) -> Itera
     """Reads an official network, layer by layer, a few layers ahead on all cores.
 
     Args:
-        directory: Holds the folder ``neuron<N>`` with files ``n<N>-l<k>.tsv``, or ``neuron<N>.tar.gz``; the folder
-            itself will do too. A packed folder is unpacked to a temporary folder first.
+        directory: Holds the folder ``neuron<N>`` with files ``n<N>-l<k>.tsv``, or ``neuron<N>.tar.gz``; that folder
+            or that file itself will do too. A packed folder is unpacked to a temporary folder first.
         neurons: Width N.
         count: Number of layers, from the first on.
 
@@ -74,7 +77,7 @@ def _find_network(directory: Path, neurons: int, count: int, stack: contextlib.E
     for folder in (directory / name, directory):
         if (folder / f"n{neurons}-l1.tsv").is_file():
             return folder, str(folder)
-    packed = directory / f"{name}.tar.gz"
+    packed = directory if directory.name.endswith(ARCHIVE) else directory / f"{name}{ARCHIVE}"
     if packed.is_file():
         target = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spdnn-")))
         _unpack(packed, neurons, count, target)

@@ -1,13 +1,16 @@
 """What the program accepts, and what it says of mistakes."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import spdnn_jax
+from spdnn_jax.command_line import app, options
 from spdnn_jax.graph_challenge import networks
-from tests.command_line.program import error_line, spdnn
+from tests.command_line.program import error_line, refused, spdnn
 
 
 @pytest.mark.parametrize(
@@ -34,7 +37,7 @@ from tests.command_line.program import error_line, spdnn
     ],
 )
 def test_bad_flags_exit_with_2(arguments: tuple[str, ...]) -> None:
-    done = spdnn(*arguments)
+    done = refused(*arguments)
     assert done.returncode == 2, done.stderr
     assert "FATAL" in done.stderr
     assert "Traceback" not in done.stderr
@@ -57,7 +60,7 @@ def test_bad_flags_exit_with_2(arguments: tuple[str, ...]) -> None:
 )
 def test_user_mistakes_end_in_one_line(arguments: tuple[str, ...], message: str) -> None:
     command, flags = (arguments[:1], arguments[1:]) if arguments[0] == "plot" else ((), arguments)
-    assert message in error_line(spdnn(*command, "--backend=cpu", *flags))
+    assert message in error_line(refused(*command, "--backend=cpu", *flags))
 
 
 @pytest.mark.parametrize("neurons", networks.NEURONS)
@@ -66,6 +69,45 @@ def test_flagfiles_of_the_challenge(neurons: int, layers: int) -> None:
     path = Path(__file__).resolve().parents[2] / "configs" / f"{neurons}x{layers}.flags"
     lines = path.read_text().splitlines()
     assert {f"--neurons={neurons}", f"--layers={layers}", "--features=60000"} <= set(lines)
+
+
+def test_help_tells_the_commands() -> None:
+    for done in (spdnn("-h"), refused("--help")):
+        assert done.returncode == 0, done.stderr
+        assert {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")} == set(app._COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("command", "taken", "not_taken"),
+    [
+        ("run", {"neurons", "truth", "backend"}, {"output", "figure"}),
+        ("bench", {"neurons", "report_out"}, {"output"}),
+        ("convert", {"neurons", "output"}, {"truth", "seed"}),
+        ("download", {"base_url", "dataset_dir"}, {"output", "seed"}),
+        ("plot", {"figure", "output"}, {"neurons"}),
+        ("doctor", set(), {"neurons"}),
+    ],
+)
+def test_help_of_a_command_tells_its_flags_alone(command: str, taken: set[str], not_taken: set[str]) -> None:
+    text = app._help(command)
+    told = set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
+    assert taken <= told
+    assert not told & not_taken
+    assert told <= {flag.name for flag in options.defined()}
+    assert text.startswith(f"spdnn {command}")
+
+
+def test_help_goes_before_mistakes() -> None:
+    done = refused("convert", "--no_such_flag", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "--dataset_dir" in done.stdout
+    assert "--seed" not in done.stdout
+
+
+def test_version() -> None:
+    done = refused("--version")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"spdnn_jax {spdnn_jax.__version__}, jax ")
 
 
 def test_core_alone_says_which_extra_is_missing() -> None:

@@ -16,6 +16,9 @@ def test_plot_draws_active_features_and_multiplied_edges(tmp_path: Path, monkeyp
     features, edges = (axis.lines[0] for axis in figures[0].axes)
     assert features.get_ydata().tolist() == [50, 5, 0]
     assert edges.get_ydata().tolist() == [100 * 5, 50 * 10, 5 * 15]
+    assert figures[0].get_suptitle() == "Layer by layer: a processor, 2 cores"
+    texts = [*figures[0].findobj(pytest.importorskip("matplotlib.text").Text)]
+    assert not [text.get_text() for text in texts if "10^" in text.get_text() or "--" in text.get_text()]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -35,7 +38,9 @@ def test_plot_of_networks_has_the_paper_s_times(tmp_path: Path, monkeypatch: pyt
     assert [text.get_text() for text in axis.get_xticklabels()] == ["1024x120", "1024x480", "4096x120"]
     none, full, paper = axis.lines
     assert none.get_xdata().tolist() == full.get_xdata().tolist() == [2, 1, 0]
-    assert none.get_label().endswith("--compress=none")
+    assert none.get_label().endswith("2 cores, not compressed")
+    assert axis.get_title() == "on different machines: a processor, 2 cores; one NVIDIA H100"
+    assert small.get_title() == "", "one machine"
     assert paper.get_ydata().tolist() == [0.0113, 0.0365, 0.048]
     assert len(small.lines) == 1
 

@@ -1,13 +1,15 @@
 """The command `run`, end to end."""
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from spdnn_jax.graph_challenge import networks, official_files, radixnet
-from tests.command_line.program import SMALL, error_line, spdnn
+from tests.command_line.program import SMALL, error_line, refused, spdnn
 from tests.graph_challenge.test_official_files import write_network
 
 
@@ -15,7 +17,7 @@ def test_run_reports_checks_and_writes(tmp_path: Path) -> None:
     report, categories = tmp_path / "report.json", tmp_path / "categories.tsv"
     done = spdnn(*SMALL, "--check=full", f"--report_out={report}", f"--categories_out={categories}")
     assert done.returncode == 0, done.stderr
-    for expected in ("network", "64 x 6", "nominal", "active", "after layer 1 ", "equal the float64 oracle's"):
+    for expected in ("network", "64 x 6", "nominal", "active", "layer 1: ", "equal the float64 oracle's"):
         assert expected in done.stdout
     content = json.loads(report.read_text())
     assert content["features"] == 200
@@ -37,6 +39,8 @@ def test_truth_decides_the_exit_code(tmp_path: Path) -> None:
     other = spdnn(*SMALL, f"--truth={truth}")
     assert other.returncode == 1
     assert "DIFFERS" in other.stdout
+    assert "generated weights are not the official ones" in other.stdout
+    assert "spdnn download --neurons=64" in other.stdout
 
 
 @pytest.mark.parametrize("backend", ["xla", "cpu", "auto"])
@@ -56,6 +60,24 @@ def test_official_files_converted_and_not(tmp_path: Path) -> None:
         done = spdnn(*SMALL, "--weights=official", f"--dataset_dir={source}", "--inputs=official", "--check=full")
         assert done.returncode == 0, done.stderr
         assert "equal the float64 oracle's" in done.stdout
+
+
+def test_the_archive_itself_and_its_truth(tmp_path: Path) -> None:
+    """Where nothing but official files is used, a truth that differs is no matter of other inputs."""
+    packed, truth = tmp_path / "neuron64.tar.gz", tmp_path / "truth.tsv"
+    network = write_network(tmp_path, layers=6)
+    with tarfile.open(packed, "w:gz") as archive:
+        archive.add(network, network.name)
+    shutil.rmtree(network)
+    (tmp_path / "sparse-images-64.tsv").write_text("".join(f"{f}\t{f % 64 + 1}\t1\n" for f in range(1, 201)))
+    truth.write_text("1\n2\n")
+    official = ("--weights=official", f"--dataset_dir={packed}", f"--truth={truth}")
+    done = spdnn(*SMALL, *official, "--inputs=official", "--check=full")
+    assert done.returncode == 1, done.stderr
+    assert "equal the float64 oracle's" in done.stdout
+    assert "DIFFERS: 0 of the file's 2 categories found" in done.stdout
+    assert "cannot be met" not in done.stdout
+    assert "--inputs=random are other features" in spdnn(*SMALL, *official, "--inputs=random").stdout
 
 
 def test_the_challenge_on_official_weights_and_mnist(shared_data: Path) -> None:
@@ -103,7 +125,7 @@ def test_several_devices(cut: tuple[str, ...], said: str, tmp_path: Path, monkey
 @pytest.mark.parametrize("inputs", ["mnist", "official"])
 def test_missing_inputs_are_noticed_before_the_plan_is_built(tmp_path: Path, inputs: str) -> None:
     """Building the plan of a large network takes minutes."""
-    done = spdnn(*SMALL, f"--inputs={inputs}", f"--mnist_dir={tmp_path}", f"--dataset_dir={tmp_path}")
+    done = refused(*SMALL, f"--inputs={inputs}", f"--mnist_dir={tmp_path}", f"--dataset_dir={tmp_path}")
     assert f"{tmp_path} holds no " in error_line(done)
     assert "building the plan" not in done.stderr
 
@@ -114,13 +136,13 @@ def test_malformed_files_end_in_one_line(tmp_path: Path) -> None:
     broken.write_text(broken.read_text()[:-20])
     outputs = tmp_path / "out"
     outputs.mkdir()
-    done = spdnn(
+    done = refused(
         "--neurons=64", "--layers=2", "--features=9", "--backend=cpu",
         "--weights=official", f"--dataset_dir={tmp_path}",
         f"--report_out={outputs}/report.json", f"--categories_out={outputs}/categories.tsv",
     )  # fmt: skip
     assert "n64-l2.tsv, line" in error_line(done)
-    converted = spdnn("convert", "--neurons=64", "--layers=2", f"--dataset_dir={tmp_path}", f"--output={outputs}/n")
+    converted = refused("convert", "--neurons=64", "--layers=2", f"--dataset_dir={tmp_path}", f"--output={outputs}/n")
     assert "n64-l2.tsv, line" in error_line(converted)
     assert not list(outputs.iterdir()), "nothing half-written is left behind"
 
@@ -128,7 +150,7 @@ def test_malformed_files_end_in_one_line(tmp_path: Path) -> None:
 def test_features_of_another_width_are_named(tmp_path: Path) -> None:
     write_network(tmp_path, layers=1)
     (tmp_path / "sparse-images-64.tsv").write_text("1\t65\t1\n")
-    done = spdnn(*SMALL, "--layers=1", "--inputs=official", f"--dataset_dir={tmp_path}")
+    done = refused(*SMALL, "--layers=1", "--inputs=official", f"--dataset_dir={tmp_path}")
     assert "line 1: pixel 65 does not exist" in error_line(done)
 
 
