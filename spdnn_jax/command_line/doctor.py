@@ -17,7 +17,7 @@ import numpy as np
 import spdnn_jax
 from spdnn_jax import _native
 from spdnn_jax.command_line import report
-from spdnn_jax.graph_challenge import inputs, radixnet
+from spdnn_jax.graph_challenge import input_cache, inputs, radixnet
 
 _EXTRAS = ("data", "plot")  # what users install; the others are for work on the package
 _REQUIREMENT = re.compile(r"""([\w.-]+)[^;]*;.*\bextra == ["'](\w+)["']""")
@@ -41,7 +41,7 @@ class Finding:
 
 def doctor(_: list[str]) -> int:
     """Tells what of this installation works, what is missing, and how to get it."""
-    findings = [finding for look in (_package, _memory, _cpu, _cuda, _extras) for finding in look()]
+    findings = [finding for look in (_package, _memory, _cpu, _cuda, _extras, _cache) for finding in look()]
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         print(f"{finding.name:<{width}}  {'WRONG: ' if finding.wrong else ''}{finding.text}")
@@ -110,6 +110,16 @@ def _extras() -> Iterator[Finding]:
         missing = [name for name in names if not _version(name)]
         cure = f"{', '.join(missing)} missing: pip install 'spdnn_jax[{extra}]'"
         yield Finding(f"extra {extra}", cure if missing else ", ".join(f"{name} {_version(name)}" for name in names))
+
+
+def _cache() -> Iterator[Finding]:
+    try:
+        folder = input_cache.folder()
+    except RuntimeError:
+        yield Finding("input cache", "none: the user has no home; set XDG_CACHE_HOME")
+        return
+    held = sum(path.stat().st_size for path in folder.glob("*.bits"))
+    yield Finding("input cache", f"{folder}, {held / 2**20:.1f} MiB: may be removed at any time")
 
 
 def _version(distribution: str) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.command_line.progress import progress_bar
 from spdnn_jax.distributed.mesh import share_of_process
-from spdnn_jax.graph_challenge import inputs, networks, official_files, radixnet
+from spdnn_jax.graph_challenge import input_cache, inputs, networks, official_files, radixnet
 from spdnn_jax.network import NetworkFile, SparseLayer
 
 
@@ -58,7 +58,7 @@ def read_features() -> np.ndarray:
     count, share = FLAGS.features, share_of_process()
     with progress_bar(f"preparing inputs ({FLAGS.inputs})", count) as progress:
         if FLAGS.inputs == "digits":
-            return inputs.digits(FLAGS.neurons, count, FLAGS.seed, progress, share)
+            return input_cache.digits(FLAGS.neurons, count, FLAGS.seed, progress, share)
         if FLAGS.inputs == "mnist":
             return inputs.mnist(FLAGS.mnist_dir, FLAGS.neurons, count, progress, share)
         if FLAGS.inputs == "official":
