@@ -1,5 +1,6 @@
 """Plans: the layout that the native builder makes, saving, and what is said of layers that do not fit."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -208,16 +209,51 @@ def test_no_damaged_word_crashes_the_back_end() -> None:
     assert 0 < refused < words.size
 
 
-def test_native_code_refuses_records_that_lie() -> None:
-    """A wrong offset must end in an error, not in a read outside the plan."""
+def edited(plan: Plan, edit: Callable[[layout.PlanTable], None]) -> Plan:
+    """The plan with other records, as a caller may hand them to the custom call past all checks of Python."""
+    table = layout.PlanTable(np.asarray(plan.words))
+    edit(table)
+    parts = (np.atleast_1d(table.header), table.layers, table.runs)
+    table.records = np.concatenate([part.view(np.int64) for part in parts])
+    table._digest = table.records.tobytes()
+    return Plan(plan.words, table)
+
+
+@pytest.mark.parametrize("name", [name for name in layout.RUN.names if name not in ("value",)])
+@pytest.mark.parametrize("value", [-1, 2, 8, 1 << 30, 1 << 40, -(1 << 62)])
+def test_native_code_refuses_records_that_lie(name: str, value: int) -> None:
+    """A record that was changed must end in an error, not in a read outside the plan or a result of other edges."""
     plan = build_plan(random_network(1, [20, 30, 10]))
-    for name, value in (("index_offset", 1 << 40), ("groups", 1 << 30), ("group_outputs", 3), ("value_offset", 2)):
-        table = layout.PlanTable(np.asarray(plan.words))
-        table.runs[name][0] = value
-        table.records = np.concatenate([table.records[: -table.runs.view(np.int64).size], table.runs.view(np.int64)])
-        table._digest = str((name, value)).encode()
-        with pytest.raises(jax.errors.JaxRuntimeError, match="spdnn_jax: "):
-            jax.block_until_ready(infer(Plan(plan.words, table), jnp.zeros((1, 20))))
+    if plan.table.runs[name][0] == value:
+        pytest.skip("that is what it says")
+    wrong = edited(plan, lambda table: table.runs[name].__setitem__(0, value))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="spdnn_jax: "):
+        jax.block_until_ready(infer(wrong, jnp.zeros((1, 20))))
+
+
+@pytest.mark.parametrize("name", ["first_word", "words", "runs", "first_run", "bias_offset", "index_bits", "outputs"])
+@pytest.mark.parametrize("value", [0, 8, 32, 1 << 40, -(1 << 62)])
+def test_native_code_refuses_layers_that_lie(name: str, value: int) -> None:
+    plan = build_plan(random_network(1, [20, 30, 10]))
+    assert plan.table.layers[name][1] != value
+    wrong = edited(plan, lambda table: table.layers[name].__setitem__(1, value))
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="plan|layer|run"):
+        jax.block_until_ready(infer(wrong, jnp.zeros((1, 20))))
+
+
+@pytest.mark.parametrize("widths", [[20, 30, 10], [65537, 30, 10]])
+def test_words_changed_in_memory_are_refused(widths: list[int], on_cpu: None) -> None:
+    """JAX lets anyone map over a plan's leaf; an index must then not name what does not exist."""
+    plan = build_plan(random_network(1, widths, density=0.01 if widths[0] > 65536 else 0.3))
+    y0 = np.ones((200, widths[0]), np.float32)
+    for fill in (0xFFFFFFFF, 0x00FF00FF, 0x7F800000):
+        changed = jax.tree.map(lambda leaf, fill=fill: jnp.full_like(leaf, fill), plan)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="words were changed since it was built: an index names"):
+            jax.block_until_ready(infer(changed, y0))
+    slots = int(plan.table.header["slot_offset"])
+    changed = Plan(plan.words.at[slots].set(10), plan.table)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the output order names a slot that does not exist"):
+        jax.block_until_ready(infer(changed, y0))
 
 
 def test_a_plan_is_one_argument() -> None:
