@@ -237,7 +237,7 @@ def test_native_code_refuses_layers_that_lie(name: str, value: int) -> None:
     plan = build_plan(random_network(1, [20, 30, 10]))
     assert plan.table.layers[name][1] != value
     wrong = edited(plan, lambda table: table.layers[name].__setitem__(1, value))
-    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="plan|layer|run"):
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=r"plan|layer|run"):
         jax.block_until_ready(infer(wrong, jnp.zeros((1, 20))))
 
 
