@@ -1,12 +1,14 @@
-"""Files of results: whole or not at all, and never in the way of what is no regular file."""
+"""Files: written whole or not at all, never in the way of what is no regular file; read plain or through gzip."""
 
 import contextlib
 import errno
+import gzip
 import os
 import secrets
 import shutil
 import stat
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +16,7 @@ from typing import BinaryIO
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/")
 """Where a path stands for an open file, perhaps a regular one, that is not ours to replace."""
+_GZIP = b"\x1f\x8b"
 _PRIVATE = ".spdnn-"
 _NAMELESS: int | None = getattr(os, "O_TMPFILE", None)  # Linux knows files without a name
 
@@ -55,6 +58,33 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 _keep_mode_and_owner(file.fileno(), before)
             os.fsync(file.fileno())
             publish(target)
+
+
+@contextlib.contextmanager
+def unpacked(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Opens a file to be read, through gzip where its first bytes say so, whatever its name.
+
+    Args:
+        path: The file.
+
+    Yields:
+        A binary file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The gzip stream is corrupt or cut short, which may show in the middle of the block.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            if file.peek(len(_GZIP)).startswith(_GZIP):
+                with gzip.open(file) as stream:
+                    yield stream  # pyright: ignore[reportReturnType]
+            else:
+                yield file
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{os.fspath(path)}: the gzip stream is corrupt or cut short ({error}): fetch the file again"
+        ) from None
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:

@@ -3,9 +3,9 @@
 import fcntl
 import gzip
 import hashlib
-import http.client
 import threading
 from collections.abc import Callable, Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class Server(ThreadingHTTPServer):
     resumes = True
     etag: str | None = ETAG
     answers: list[Callable[["Handler"], None]]  # instead of the file, one after the other
-    requests: list[http.client.HTTPMessage]
+    requests: list[Message]
 
 
 class Handler(BaseHTTPRequestHandler):
