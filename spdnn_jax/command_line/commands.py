@@ -18,7 +18,7 @@ def convert(_: list[str]) -> int:
     """Writes official files as one network file."""
     if not FLAGS.dataset_dir or not FLAGS.output:
         options.reject("spdnn convert needs --dataset_dir and --output")
-    options.check_writable(FLAGS.output)
+    options.check_outputs("output")
     with progress_bar("converting", FLAGS.layers) as progress:
         official_files.convert(FLAGS.dataset_dir, FLAGS.neurons, FLAGS.layers, FLAGS.output, progress)
     print(f"wrote {FLAGS.output} ({Path(FLAGS.output).stat().st_size / 2**20:.1f} MiB): run it with "
@@ -44,7 +44,7 @@ def bench(configurations: list[str]) -> int:
     """Runs each flagfile in a process of its own and gathers the reports."""
     if not configurations:
         options.reject("spdnn bench needs the flagfiles to run, such as configs/1024x120.flags")
-    options.check_writable(FLAGS.report_out)
+    options.check_outputs("report_out")
     passed_on = [flag.serialize() for flag in options.defined() if flag.present and flag.name != "report_out"]
     reports: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +65,7 @@ def plot(paths: list[str]) -> int:
     """Draws reports."""
     if not paths or not FLAGS.output:
         options.reject("spdnn plot needs reports and --output: spdnn plot report.json --output=figure.png")
-    options.check_writable(FLAGS.output)
+    options.check_outputs("output")
     draw = plots.plot_layers if FLAGS.figure == "layers" else plots.plot_networks
     draw(report.read_reports(paths), FLAGS.output)
     print(f"wrote {FLAGS.output}")
