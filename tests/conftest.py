@@ -17,6 +17,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)  # for tests/distributed; others use the first
 
 
+FUZZ = os.environ.get("SPDNN_FUZZ") == "1"
+"""Set by `make fuzz`: tests that try some damage try all of it, or a million kinds."""
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of official files beside the checkout; tests that need it are skipped where it is absent."""

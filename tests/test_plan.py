@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, infer, layout
 from spdnn_jax.graph_challenge import radixnet
-from tests.conftest import dense_reference, random_network
+from tests.conftest import FUZZ, dense_reference, random_network
 
 
 def test_figures_of_a_challenge_network() -> None:
@@ -186,9 +186,12 @@ def test_indices_and_slots_out_of_range_are_named(tmp_path: Path, bits: int, wid
         damaged[position] = value
         with pytest.raises(ValueError, match=message):
             Plan.from_words(damaged)
-        safetensors.numpy.save_file({"words": damaged}, tmp_path / "plan")
-        with pytest.raises(ValueError, match=f"^{tmp_path}/plan: the plan is damaged: {message}: build it again$"):
-            Plan.load(tmp_path / "plan")
+        Plan(damaged, table).save(tmp_path / "plan")  # pyright: ignore[reportArgumentType]: checksums and all
+        for use in (lambda path: Plan.load(path), lambda path: list(Plan.open(path).split(1))):
+            with pytest.raises(
+                ValueError, match=f"^{tmp_path}/plan: the plan is damaged: .*names a.*: build it again$"
+            ):
+                use(tmp_path / "plan")
 
 
 def test_no_damaged_word_crashes_the_back_end() -> None:
@@ -254,6 +257,73 @@ def test_words_changed_in_memory_are_refused(widths: list[int], on_cpu: None) ->
     changed = Plan(plan.words.at[slots].set(10), plan.table)
     with pytest.raises(jax.errors.JaxRuntimeError, match="the output order names a slot that does not exist"):
         jax.block_until_ready(infer(changed, y0))
+
+
+def test_no_flipped_bit_of_a_file_changes_a_result(tmp_path: Path) -> None:
+    """Bytes of a small plan's file with one bit flipped: refused, or the plan as it was, to the last word."""
+    path = tmp_path / "plan"
+    plan = build_plan(random_network(5, [6, 9, 5], grouped=3))
+    plan.save(path)
+    whole = path.read_bytes()
+    expected = np.asarray(plan.words)
+    generator = np.random.default_rng(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    used = len(whole[:header].rstrip())
+    positions = [*range(used), *generator.integers(used, header, 20), *range(header, len(whole))]  # spaces are alike
+    positions = positions[:: 1 if FUZZ else 8]
+    refused = 0
+    for position in positions:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << generator.integers(8)
+        path.write_bytes(damaged)
+        try:
+            again = Plan.load(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+            continue
+        np.testing.assert_array_equal(again.words, expected)
+    assert refused > 0.9 * len(positions)
+    for size in (0, 7, 100, header - 1, header, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="not a plan file"):
+            Plan.load(path)
+
+
+def test_a_mapped_plan_is_checked_as_it_is_read(tmp_path: Path) -> None:
+    """Damage in layer 2 is found when layer 2 is read, by that name, in pieces or as a whole; never run."""
+    plan = build_plan(random_network(5, [20, 30, 30, 10], grouped=3))
+    path = tmp_path / "plan"
+    plan.save(path)
+    content = bytearray(path.read_bytes())
+    start = content.index(np.asarray(plan.words)[: plan.table.layers["first_word"][0]].tobytes())
+    content[start + 4 * int(plan.table.runs_of(1)["index_offset"][0])] ^= 64
+    path.write_bytes(content)
+    damaged = Plan.open(path)
+    y0 = np.ones((3, 20), np.float32)
+    first = infer(damaged.cut(0, 1), y0)
+    np.testing.assert_array_equal(first, infer(plan.cut(0, 1), y0))
+    for use in (lambda: damaged.cut(1, 2), lambda: infer(damaged, y0), lambda: Plan.load(path)):
+        with pytest.raises(ValueError, match=f"^{path}: layer 2 is damaged, its checksum differs"):
+            use()
+
+
+def test_a_mapped_plan_runs_as_it_is(tmp_path: Path) -> None:
+    plan = build_plan(random_network(5, [20, 30, 30, 10], grouped=3))
+    plan.save(tmp_path / "plan")
+    y0 = np.random.default_rng(0).random((9, 20), np.float32)
+    np.testing.assert_array_equal(infer(Plan.open(tmp_path / "plan"), y0), infer(plan, y0))
+
+
+@pytest.mark.parametrize("read", [Plan.load, Plan.open])
+def test_paths_that_are_no_plan_are_named(tmp_path: Path, read: Callable[[Path], Plan]) -> None:
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read(tmp_path / "absent")
+    safetensors.numpy.save_file({"words": np.zeros(100, np.uint32)}, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other: not a plan file of this version.*write it again with Plan\.save"):
+        read(tmp_path / "other")
 
 
 def test_a_plan_is_one_argument() -> None:

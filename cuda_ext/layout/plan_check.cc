@@ -75,18 +75,23 @@ const char* check_indices(const PlanView& plan, int64_t l, const uint32_t* words
   return nullptr;
 }
 
+std::string check_records(const int64_t* records, int64_t count, int64_t word_count, PlanView* plan) {
+  if (const char* wrong = view_plan(records, count, plan)) return wrong;
+  for (int64_t l = 0; l < plan->header->layers; ++l) {
+    if (const char* wrong = check_layer(*plan, l, word_count)) return in_layer(l, wrong);
+  }
+  const char* wrong = check_plan(*plan, word_count);
+  return wrong ? wrong : "";
+}
+
 std::string check_contents(const int64_t* records, int64_t count, const uint32_t* words, int64_t word_count) {
   PlanView plan;
-  if (const char* wrong = view_plan(records, count, &plan)) return wrong;
-  for (int64_t l = 0; l < plan.header->layers; ++l) {
-    if (const char* wrong = check_layer(plan, l, word_count)) return in_layer(l, wrong);
-  }
-  if (const char* wrong = check_plan(plan, word_count)) return wrong;
-  for (int64_t l = 0; l < plan.header->layers; ++l) {
+  std::string problem = check_records(records, count, word_count, &plan);
+  for (int64_t l = 0; problem.empty() && l < plan.header->layers; ++l) {
     if (const char* wrong = check_indices(plan, l, words)) return in_layer(l, wrong);
     if (!check_stages(plan.layers[l], words)) return in_layer(l, "a stage reaches outside the layer");
   }
-  return "";
+  return problem;
 }
 
 }  // namespace spdnn

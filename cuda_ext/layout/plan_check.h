@@ -13,6 +13,9 @@ namespace spdnn {
 // may have been changed since the plan was built. Returns what is wrong, or null.
 const char* check_indices(const PlanView& plan, int64_t l, const uint32_t* words);
 
+// Checks all records of a plan of `word_count` words. Returns what is wrong and where, or an empty string.
+std::string check_records(const int64_t* records, int64_t count, int64_t word_count, PlanView* plan);
+
 // Checks a plan that comes from outside: its records, indices, output order and stages. `records` holds `count` 64-bit
 // words, `words` a plan of `word_count`. Returns what is wrong and where, or an empty string.
 std::string check_contents(const int64_t* records, int64_t count, const uint32_t* words, int64_t word_count);
