@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from spdnn_jax._interrupts import on_interrupt
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DESCRIPTORS = ("/dev/fd/", "/dev/std", "/proc/")
 """Where a path stands for an open file, perhaps a regular one, that is not ours to replace."""
@@ -162,7 +164,7 @@ def _unfinished(folder: Path) -> Iterator[tuple[BinaryIO, Callable[[Path], None]
             os.close(at)
 
     try:
-        with open(descriptor, "w+b") as file:  # noqa: PTH123
+        with on_interrupt(lambda: name.unlink(missing_ok=True)), open(descriptor, "w+b") as file:  # noqa: PTH123
             yield file, publish
     finally:
         name.unlink(missing_ok=True)

@@ -8,7 +8,8 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
-from spdnn_jax.command_line import commands, options, run
+from spdnn_jax import _interrupts
+from spdnn_jax.command_line import commands, options, run, streams
 from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.distributed import hosts
 
@@ -23,6 +24,8 @@ _COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 def main() -> NoReturn:
     """The console script `spdnn`."""
+    _interrupts.watch()
+    streams.take_over()
     logging.set_verbosity(logging.WARNING)  # libraries log through absl, too
     for flag in options.defined():  # --help shows those of the program, a script without flags
         FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -45,7 +48,9 @@ def _main(arguments: list[str]) -> int:
     if rest and name not in ("bench", "plot"):
         options.reject(f"spdnn {name} takes flags only, found {rest[0]!r}")
     try:
-        return _in_step(_COMMANDS[name], rest)
+        code = _in_step(_COMMANDS[name], rest)
+        sys.stdout.flush()
+        return code
     except (ValueError, OSError, ImportError) as error:
         return _fail(_one_line(error))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -53,9 +58,6 @@ def _main(arguments: list[str]) -> int:
             raise
         needed = _one_line(error) or "the host has too little"
         return _fail(f"out of memory: {needed}: lower --stream_features, --stream_layers, or --features")
-    except KeyboardInterrupt:
-        print("spdnn: interrupted", file=sys.stderr)
-        return 130  # as a shell reports it
 
 
 def _in_step(command: Callable[[list[str]], int], rest: list[str]) -> int:
@@ -69,7 +71,7 @@ def _in_step(command: Callable[[list[str]], int], rest: list[str]) -> int:
         _leave(f"lost contact with another process, or with a device: {_one_line(error)}")
     except (ValueError, OSError, ImportError, MemoryError) as error:
         _leave(_one_line(error))
-    except (Exception, KeyboardInterrupt):
+    except Exception:
         traceback.print_exc()
         _leave("this process ends, and the others with it")
 

@@ -1,11 +1,13 @@
 """The commands beside `run`: convert, download, bench, plot."""
 
+import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from spdnn_jax._interrupts import on_interrupt
 from spdnn_jax.command_line import options, plots, report
 from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.command_line.progress import byte_bar, progress_bar
@@ -47,15 +49,16 @@ def bench(configurations: list[str]) -> int:
     options.check_outputs("report_out")
     passed_on = [flag.serialize() for flag in options.defined() if flag.present and flag.name != "report_out"]
     reports: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for configuration in configurations:
-            path = Path(folder) / "report.json"
+    for configuration in configurations:
+        with tempfile.TemporaryFile() as file:
             # -P: the installed package, not a source tree in the working folder
             command = [sys.executable, "-P", "-m", "spdnn_jax", f"--flagfile={configuration}", *passed_on]
-            outcome = subprocess.run([*command, f"--report_out={path}"], check=False)
-            if outcome.returncode:
-                return outcome.returncode
-            reports += report.read_reports([path])
+            command.append(f"--report_out=/dev/fd/{file.fileno()}")
+            with subprocess.Popen(command, pass_fds=[file.fileno()]) as run, on_interrupt(run.terminate):
+                code = run.wait()
+            if code:
+                return code if code > 0 else 128 - code  # as a shell reports a signal
+            reports.append(json.load(file))
     if FLAGS.report_out:
         report.write_json(FLAGS.report_out, reports)
     return 0
