@@ -66,10 +66,9 @@ def reject(message: str) -> NoReturn:
 
 def check_outputs(*names: str) -> None:
     """Says so before a long run, not after it, where the files that these flags name could not all be written."""
-    given = [name for name in names if FLAGS[name].value]
-    for name in given:
-        check_writable(FLAGS[name].value)
-    for first, second in itertools.combinations(given, 2):
-        path = os.path.realpath(FLAGS[first].value)
-        if path == os.path.realpath(FLAGS[second].value) and not path.startswith("/dev/"):
-            reject(f"--{first} and --{second} are one file, {FLAGS[first].value}: the second would replace the first")
+    given = {name: str(FLAGS[name].value) for name in names if FLAGS[name].value}
+    for path in given.values():
+        check_writable(path)
+    for (first, path), (second, other) in itertools.combinations(given.items(), 2):
+        if os.path.realpath(path) == os.path.realpath(other) and not path.startswith("/dev/"):
+            reject(f"--{first} and --{second} are one file, {path}: the second would replace the first")
