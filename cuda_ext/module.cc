@@ -155,6 +155,12 @@ void check_plan_contents(Array<int64_t> records, Array<uint32_t> words) {
   if (!wrong.empty()) throw std::invalid_argument(wrong);
 }
 
+void check_plan_records(Array<int64_t> records, int64_t words) {
+  PlanView plan;
+  const std::string wrong = check_records(records.data(), static_cast<int64_t>(records.shape(0)), words, &plan);
+  if (!wrong.empty()) throw std::invalid_argument(wrong);
+}
+
 std::tuple<Vector<int32_t>, Vector<int32_t>, Vector<float>, int64_t> parse_table(Array<uint8_t> text, int threads) {
   TsvTable table;
   {
@@ -182,6 +188,7 @@ NB_MODULE(_core, module) {
   module.def("layer_fields", &layer_fields);
   module.def("run_fields", &run_fields);
   module.def("check_plan", &check_plan_contents, nb::arg("records"), nb::arg("words"));
+  module.def("check_plan_records", &check_plan_records, nb::arg("records"), nb::arg("words"));
   module.def("parse_table", &parse_table, nb::arg("text"), nb::arg("threads"));
   module.def("ffi_api_version", [] { return std::make_pair(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR); });
   module.def("handlers", [] {

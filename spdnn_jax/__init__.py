@@ -10,6 +10,11 @@ def _is_command() -> bool:
     return Path(program).stem == "spdnn" or (program == "-m" and __name__ in sys.orig_argv)
 
 
+if _is_command():
+    from spdnn_jax import _interrupts
+
+    _interrupts.watch()
+
 try:
     from spdnn_jax.distributed.mesh import categories_sharded, feature_mesh, infer_sharded, replicate
     from spdnn_jax.network import SparseLayer, SparseNetwork

@@ -17,6 +17,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)  # for tests/distributed; others use the first
 
 
+FUZZ = os.environ.get("SPDNN_FUZZ") == "1"
+"""Set by `make fuzz`: tests that try some damage try all of it, or a million kinds."""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keeps the user's cache out of the tests, and the tests out of the user's cache."""

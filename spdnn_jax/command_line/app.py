@@ -8,7 +8,8 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
-from spdnn_jax.command_line import commands, doctor, options, report, run
+from spdnn_jax import _interrupts
+from spdnn_jax.command_line import commands, doctor, options, report, run, streams
 from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.distributed import hosts
 
@@ -26,6 +27,8 @@ _HELP = {"-h", "--h", "-help", "--help"}
 
 def main() -> NoReturn:
     """The console script `spdnn`."""
+    _interrupts.watch()
+    streams.take_over()
     logging.set_verbosity(logging.WARNING)  # libraries log through absl, too
     app.run(_main, flags_parser=_parse)
 
@@ -61,7 +64,9 @@ def _main(arguments: list[str]) -> int:
     if rest and name not in _OPERANDS:
         options.reject(f"spdnn {name} takes flags only, found {rest[0]!r}")
     try:
-        return _in_step(_COMMANDS[name], rest)
+        code = _in_step(_COMMANDS[name], rest)
+        sys.stdout.flush()
+        return code
     except (ValueError, OSError, ImportError) as error:
         return _fail(_one_line(error))
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -69,9 +74,6 @@ def _main(arguments: list[str]) -> int:
             raise
         needed = _one_line(error) or "the host has too little"
         return _fail(f"out of memory: {needed}: lower --stream_features, --stream_layers, or --features")
-    except KeyboardInterrupt:
-        print("spdnn: interrupted", file=sys.stderr)
-        return 130  # as a shell reports it
 
 
 def _in_step(command: Callable[[list[str]], int], rest: list[str]) -> int:
@@ -85,7 +87,7 @@ def _in_step(command: Callable[[list[str]], int], rest: list[str]) -> int:
         _leave(f"lost contact with another process, or with a device: {_one_line(error)}")
     except (ValueError, OSError, ImportError, MemoryError) as error:
         _leave(_one_line(error))
-    except (Exception, KeyboardInterrupt):
+    except Exception:
         traceback.print_exc()
         _leave("this process ends, and the others with it")
 

@@ -1,11 +1,13 @@
 """The commands beside `run`: convert, download, bench, plot."""
 
+import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from spdnn_jax._interrupts import on_interrupt
 from spdnn_jax.command_line import options, plots, report
 from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.command_line.progress import byte_bar, progress_bar
@@ -18,7 +20,7 @@ def convert(_: list[str]) -> int:
     """Writes official files as one network file."""
     if not FLAGS.dataset_dir or not FLAGS.output:
         options.reject("spdnn convert needs --dataset_dir and --output")
-    options.check_writable(FLAGS.output)
+    options.check_outputs("output")
     with progress_bar("converting", FLAGS.layers) as progress:
         official_files.convert(FLAGS.dataset_dir, FLAGS.neurons, FLAGS.layers, FLAGS.output, progress)
     print(f"wrote {FLAGS.output} ({Path(FLAGS.output).stat().st_size / 2**20:.1f} MiB): run it with "
@@ -44,18 +46,19 @@ def bench(configurations: list[str]) -> int:
     """Runs each flagfile in a process of its own and gathers the reports."""
     if not configurations:
         options.reject("spdnn bench needs the flagfiles to run, such as configs/1024x120.flags")
-    options.check_writable(FLAGS.report_out)
+    options.check_outputs("report_out")
     passed_on = [flag.serialize() for flag in options.defined() if flag.present and flag.name != "report_out"]
     reports: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for configuration in configurations:
-            path = Path(folder) / "report.json"
+    for configuration in configurations:
+        with tempfile.TemporaryFile() as file:
             # -P: the installed package, not a source tree in the working folder
             command = [sys.executable, "-P", "-m", "spdnn_jax", f"--flagfile={configuration}", *passed_on]
-            outcome = subprocess.run([*command, f"--report_out={path}"], check=False)
-            if outcome.returncode:
-                return outcome.returncode
-            reports += report.read_reports([path])
+            command.append(f"--report_out=/dev/fd/{file.fileno()}")
+            with subprocess.Popen(command, pass_fds=[file.fileno()]) as run, on_interrupt(run.terminate):
+                code = run.wait()
+            if code:
+                return code if code > 0 else 128 - code  # as a shell reports a signal
+            reports.append(json.load(file))
     if FLAGS.report_out:
         report.write_json(FLAGS.report_out, reports)
     return 0
@@ -65,7 +68,7 @@ def plot(paths: list[str]) -> int:
     """Draws reports."""
     if not paths or not FLAGS.output:
         options.reject("spdnn plot needs reports and --output: spdnn plot report.json --output=figure.png")
-    options.check_writable(FLAGS.output)
+    options.check_outputs("output")
     draw = plots.plot_layers if FLAGS.figure == "layers" else plots.plot_networks
     draw(report.read_reports(paths), FLAGS.output)
     print(f"wrote {FLAGS.output}")

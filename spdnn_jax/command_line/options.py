@@ -1,14 +1,15 @@
 """The flags of the program, and which command takes which."""
 
+import itertools
+import os
 import sys
-import tempfile
 import textwrap
-from pathlib import Path
 from typing import NoReturn
 
 from absl import flags
 
 from spdnn_jax import planner, simplify
+from spdnn_jax._files import check_writable
 from spdnn_jax.graph_challenge import download, networks
 
 SAMPLE = 1000
@@ -96,17 +97,11 @@ def reject(message: str) -> NoReturn:
     sys.exit(2)
 
 
-def check_writable(*paths: str | None) -> None:
-    """Says so before a long run, not after it, where a result could not be written."""
-    for path in filter(None, paths):
-        folder = Path(path).resolve().parent
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{path} cannot be written: the folder {folder} does not exist; make it first")
-        try:
-            if Path(path).is_dir():
-                raise IsADirectoryError
-            tempfile.TemporaryFile(dir=folder).close()  # os.access says yes to root, even where nothing can be written
-        except OSError:
-            raise PermissionError(
-                f"{path} cannot be written: choose another place, or change the permissions"
-            ) from None
+def check_outputs(*names: str) -> None:
+    """Says so before a long run, not after it, where the files that these flags name could not all be written."""
+    given = {name: str(FLAGS[name].value) for name in names if FLAGS[name].value}
+    for path in given.values():
+        check_writable(path)
+    for (first, path), (second, other) in itertools.combinations(given.items(), 2):
+        if os.path.realpath(path) == os.path.realpath(other) and not path.startswith("/dev/"):
+            reject(f"--{first} and --{second} are one file, {path}: the second would replace the first")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from spdnn_jax._extras import require
+from spdnn_jax._files import replacing
 from spdnn_jax.graph_challenge.networks import FEATURES, PAPER_SECONDS
 
 _COMPRESSED = {"none": "not compressed", "neurons": "equal neurons merged", "full": "equal neurons and features merged"}
@@ -114,11 +115,8 @@ def _logarithmic(axis: Any, direction: str, unit: str = "") -> None:
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:
     """Writes the figure, whole or not at all."""
-    target = Path(path)
-    partial = target.with_name(f".part-{target.name}")
     try:
-        figure.savefig(partial, dpi=150)
-        partial.replace(target)
+        with replacing(path) as file:
+            figure.savefig(file, dpi=150, format=Path(path).suffix[1:] or None)
     finally:
-        partial.unlink(missing_ok=True)
         _pyplot().close(figure)

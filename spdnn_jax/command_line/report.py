@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from spdnn_jax._files import replacing
 from spdnn_jax._native import usable_cores
 from spdnn_jax.graph_challenge.networks import active_edges, nominal_edges
 
@@ -220,13 +221,8 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
     Raises:
         OSError: The file cannot be written.
     """
-    target = Path(path)
-    partial = target.with_name(target.name + ".part")
-    try:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
 def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:

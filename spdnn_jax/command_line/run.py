@@ -25,7 +25,7 @@ from spdnn_jax.plan import Plan, build_plan
 def run(_: list[str]) -> int:
     """Runs a network, checks its categories and reports."""
     _require_flags()
-    options.check_writable(FLAGS.categories_out, FLAGS.report_out)
+    options.check_outputs("categories_out", "report_out")
     sources.find_inputs()
     truth = networks.read_categories(FLAGS.truth) if FLAGS.truth else None
     backend = _choose_backend()

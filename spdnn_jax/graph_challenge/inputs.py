@@ -5,18 +5,18 @@ official ones are.
 """
 
 import functools
-import gzip
 import hashlib
 import math
 import os
-import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from spdnn_jax._extras import require
+from spdnn_jax._files import unpacked
 from spdnn_jax._native import usable_cores
 
 Progress = Callable[[int], None]
@@ -29,6 +29,9 @@ _SAMPLED_PIXELS = 1 << 15  # pixels sampled at a time: what stays in a core's ca
 _DIGITS_DENSITY = 0.10
 _MNIST_THRESHOLD = 0.72 * 255
 _IDX_IMAGES = 0x00000803
+_IDX_HEADER = 16  # bytes
+_IDX_LARGEST = 1 << 24  # pixels of an image
+_IDX_PIECE = 1 << 16  # bytes read at a time
 
 
 def random(neurons: int, count: int, density: float = 0.1, seed: int = 0, share: slice = ALL) -> np.ndarray:
@@ -193,7 +196,8 @@ def mnist(
     them and reproduce 98% of the official categories.
 
     Args:
-        directory: Holds ``train-images-idx3-ubyte``, plain or with ``.gz``.
+        directory: Holds ``train-images-idx3-ubyte``, plain or gzipped; or the layout of torchvision (``MNIST/raw``) or
+            Kaggle, where the file lies in a folder of its own name.
         neurons: Width, a square number: 1024, 4096, 16384 or 65536 in the challenge.
         count: How many images, from the first on.
         progress: Called with the number of images resized so far.
@@ -208,7 +212,10 @@ def mnist(
     """
     _check_count(count)
     side = _side(neurons)
-    images = read_idx_images(find_images(directory))
+    path = find_images(directory)
+    images = read_idx_images(path)
+    if images.shape[1] != images.shape[2]:
+        raise ValueError(f"{path}: images of {images.shape[1]} x {images.shape[2]} pixels are not square: not MNIST's")
     if count > len(images):
         raise ValueError(f"{directory} holds {len(images)} images, {count} were asked for: lower --features")
     images = images[:count][share]
@@ -228,12 +235,15 @@ def find_images(directory: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: There is none.
     """
-    for name in ("train-images-idx3-ubyte.gz", "train-images-idx3-ubyte", "train-images.idx3-ubyte"):
-        path = Path(directory, name)
-        if path.is_file():
-            return path
+    names = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "train-images.idx3-ubyte")
+    for folder in ("", "MNIST/raw", "raw", *names):  # as they are published; torchvision's; Kaggle's
+        for name in names:
+            path = Path(directory, folder, name)
+            if path.is_file():
+                return path
     raise FileNotFoundError(
-        f"{directory} holds no train-images-idx3-ubyte[.gz]: point --mnist_dir at a folder with the MNIST files"
+        f"{directory} holds no train-images-idx3-ubyte[.gz], nor does its MNIST/raw: point --mnist_dir at a "
+        "folder with the MNIST files"
     )
 
 
@@ -250,16 +260,29 @@ def read_idx_images(path: Path) -> np.ndarray:
         OSError: The file cannot be read.
         ValueError: It is corrupt or no IDX file of images.
     """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: the gzip stream is corrupt ({error}): fetch the file again") from None
-    if len(content) < 16 or int.from_bytes(content[:4], "big") != _IDX_IMAGES:
-        raise ValueError(f"{path}: not an IDX file of images: fetch the file again")
-    count, rows, columns = (int.from_bytes(content[k : k + 4], "big") for k in (4, 8, 12))
-    if len(content) != 16 + count * rows * columns:
-        raise ValueError(f"{path}: announces {count} images, but is cut short or too long: fetch the file again")
-    return np.frombuffer(content, np.uint8, offset=16).reshape(count, rows, columns)
+    with unpacked(path) as file:
+        header = file.read(_IDX_HEADER)
+        if len(header) < _IDX_HEADER or int.from_bytes(header[:4], "big") != _IDX_IMAGES:
+            raise ValueError(f"{path}: not an IDX file of images: it does not begin with the number {_IDX_IMAGES:#06x}")
+        count, rows, columns = (int.from_bytes(header[k : k + 4], "big") for k in (4, 8, 12))
+        if not 0 < rows * columns <= _IDX_LARGEST:
+            raise ValueError(f"{path}: announces images of {rows} x {columns} pixels: not an IDX file, or corrupt")
+        content = _read(file, count * rows * columns + 1)  # what is there, whatever the header says
+    if len(content) != count * rows * columns:
+        raise ValueError(
+            f"{path}: announces {count:,} images, but is cut short or too long (it holds "
+            f"{'more than ' if len(content) > count * rows * columns else ''}{len(content) // (rows * columns):,}): "
+            "fetch the file again"
+        )
+    return np.frombuffer(content, np.uint8).reshape(count, rows, columns)
+
+
+def _read(file: BinaryIO, size: int) -> bytearray:
+    """Up to so many bytes, in pieces: a file that announces more than it has must not take the memory for it."""
+    content = bytearray()
+    while len(content) < size and (part := file.read(min(_IDX_PIECE, size - len(content)))):
+        content += part
+    return content
 
 
 def _fourier_resize(images: np.ndarray, side: int) -> np.ndarray:

@@ -34,6 +34,7 @@ from tests.command_line.program import error_line, refused, spdnn
         ("download",),
         ("plot",),
         ("bench",),
+        ("--report_out=/tmp/one", "--categories_out=/tmp/../tmp/one"),
     ],
 )
 def test_bad_flags_exit_with_2(arguments: tuple[str, ...]) -> None:
@@ -125,7 +126,8 @@ plan = spdnn_jax.build_plan(radixnet.layers(64, 3))
 assert spdnn_jax.categories(plan, inputs.random(64, 5)).shape == (5,)
 with progress_bar("work", 1):
     pass
-for call in (lambda: inputs.digits(64, 5), lambda: plan.save("x"), lambda: plots.plot_layers([], "x.png")):
+read = lambda: spdnn_jax.Plan.load(spdnn_jax.__file__)
+for call in (lambda: inputs.digits(64, 5), read, lambda: plots.plot_layers([], "x.png")):
     try:
         call()
     except ImportError as error:
