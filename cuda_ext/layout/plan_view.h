@@ -64,6 +64,7 @@ inline const char* check_layer(const PlanView& plan, int64_t l, int64_t words) {
       return "a layer's stages lie outside the plan";
     }
   }
+  if (!(layer.lower < layer.upper)) return "a layer's activation is malformed";
   if (layer.index_bits != 16 && layer.index_bits != 32) return "a layer's indices have an unknown width";
   if (layer.runs < 0 || layer.first_run != (before ? before->first_run + before->runs : 0) ||
       layer.first_run > header.runs - layer.runs) {
