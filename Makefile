@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-# Stamps say what is installed; a changed source outdates them. `lint` holds what `test` does, and `test` what `run` does.
-SOURCES := pyproject.toml README.md LICENSE $(shell find spdnn_jax cuda_ext -type f -not -name '*.so' -not -name '*.pyc')
+# The install is editable: Python sources are used where they lie, and only what is compiled outdates it. Stamps say what is
+# installed: `lint` holds what `test` does, and `test` what `run` does.
+SOURCES := pyproject.toml $(shell find cuda_ext -type f)
 RUN_READY := $(VENV)/ready-run
 TEST_READY := $(VENV)/ready-test
 LINT_READY := $(VENV)/ready-lint
@@ -16,14 +17,16 @@ PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install
 CUDA_ON := -C cmake.define.SPDNN_CUDA=ON
 TEST_BUILD := -C cmake.define.SPDNN_CUDA=$(TEST_CUDA)
 
+PYTHONS = $(shell IFS=:; for folder in $$PATH; do ls $$folder/python3.1[1-9] $$folder/python3.[2-9][0-9]; done 2>/dev/null)
+
 .PHONY: run test lint gpu-install gpu-check gpu-bench clean
 
 run: $(RUN_READY)
-	$(BIN)/spdnn --flagfile=configs/1024x120.flags
+	@$(BIN)/spdnn --flagfile=configs/1024x120.flags
+	@printf '\nNext: . %s/activate, then spdnn --help, spdnn doctor, or import spdnn_jax as README.md shows.\n' '$(BIN)'
 
-# The installed package is tested: PYTHONSAFEPATH keeps the source tree, which holds no compiled core, off the module path.
 test: $(TEST_READY)
-	PYTHONSAFEPATH=1 $(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto
 
 lint: $(LINT_READY)
 	$(BIN)/ruff check .
@@ -31,7 +34,8 @@ lint: $(LINT_READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'tests/emulator/*.h' 'tests/emulator/*.cc' 'tests/emulator/*.cuh' 'cuda_ext/*.h' 'cuda_ext/*.cc' 'cuda_ext/*.cu' 'cuda_ext/*.cuh')
 
-# These two run where the GPU is, with that machine's own Python, JAX and nvcc, and without a network.
+# These two run where the GPU is, with that machine's own Python, JAX and nvcc, and without a network. What they install is no
+# editable install but a wheel's content; PYTHONSAFEPATH keeps the source tree from standing before it.
 gpu-check: gpu-install
 	PYTHONSAFEPATH=1 SPDNN_REQUIRE_CUDA=1 XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m pytest -q
 	$(PYTHON) benchmarks/sanitize.py
@@ -44,22 +48,25 @@ gpu-install:
 	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps . $(CUDA_ON)
 
 $(RUN_READY): $(SOURCES) | $(BIN)/python
-	rm -f $(TEST_READY) $(LINT_READY)
-	$(PIP_INSTALL) '.[data]'
+	@rm -f $(TEST_READY) $(LINT_READY)
+	@echo 'Building and installing into $(VENV): about a minute, most of it for what pip fetches.'
+	@$(PIP_INSTALL) --editable '.[data]'
 	touch $@
 
 $(TEST_READY): $(SOURCES) | $(BIN)/python
 	rm -f $(LINT_READY)
-	$(PIP_INSTALL) '.[test]' $(TEST_BUILD)
+	@echo 'Building and installing into $(VENV)$(if $(filter ON,$(TEST_CUDA)), with the CUDA back end: some minutes).'
+	$(PIP_INSTALL) --editable '.[test]' $(TEST_BUILD)
 	touch $(RUN_READY) $@
 
 $(LINT_READY): $(SOURCES) | $(BIN)/python
-	$(PIP_INSTALL) '.[test,lint]' $(TEST_BUILD)
+	$(PIP_INSTALL) --editable '.[test,lint]' $(TEST_BUILD)
 	touch $(RUN_READY) $(TEST_READY) $@
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'PYTHON=$(PYTHON) is no Python 3.11 or newer. On the PATH: $(or $(strip $(PYTHONS)),none; install one)'; exit 1; }
+	@'$(PYTHON)' -m venv $(VENV)
 
 clean:
 	rm -rf build $(VENV)

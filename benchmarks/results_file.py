@@ -59,8 +59,9 @@ class Results:
 
 def _library_digest() -> str | None:
     """Names the CUDA library that was measured, for a file may hold records of several."""
-    library = Path(_native.__file__).with_name("_cuda.so")
-    return hashlib.sha256(library.read_bytes()).hexdigest()[:12] if library.exists() else None
+    if not _native.has_cuda_library():
+        return None
+    return hashlib.sha256(_native.CUDA_LIBRARY.read_bytes()).hexdigest()[:12]
 
 
 def _driver() -> str | None:

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -23,7 +22,13 @@ except ImportError as error:  # a source tree without a build, or a build for an
 NETWORK_TARGET = "spdnn_network"
 LAYER_TARGET = "spdnn_layer"
 
-_CUDA_LIBRARY = Path(__file__).with_name("_cuda.so")
+CUDA_LIBRARY = Path(str(core.__file__)).with_name("_cuda.so")
+"""The CUDA back end, where it was built: beside the core, which an editable install keeps out of the source tree."""
+
+
+def ffi_versions() -> tuple[tuple[int, int], tuple[int, int]]:
+    """Versions of XLA's FFI interface: that this package was built for, and that the installed jaxlib speaks."""
+    return core.ffi_api_version(), _jaxlib_ffi_version()
 
 
 def _jaxlib_ffi_version() -> tuple[int, int]:
@@ -36,13 +41,13 @@ def _jaxlib_ffi_version() -> tuple[int, int]:
     return major, minor
 
 
-def _check_version(library: ModuleType) -> None:
+def _check_version() -> None:
     """Raises ImportError where this package was built against a newer jaxlib than the installed one.
 
     A handler runs on the jaxlib that it was built against and on newer ones. On an older one XLA would refuse it much
     later, with "Unable to initialize backend".
     """
-    built, installed = tuple(library.ffi_api_version()), _jaxlib_ffi_version()
+    built, installed = ffi_versions()
     if built[0] != installed[0] or built[1] > installed[1]:
         raise ImportError(
             f"spdnn_jax was built for version {built[0]}.{built[1]} of XLA's FFI interface, but jaxlib "
@@ -61,7 +66,7 @@ def usable_cores() -> int:
 @functools.cache
 def cuda_unavailable_reason() -> str | None:
     """Why the CUDA back end cannot be used in this process, or None where it can."""
-    if not _CUDA_LIBRARY.exists():
+    if not CUDA_LIBRARY.exists():
         return (
             "spdnn_jax was installed without CUDA: reinstall it with SPDNN_CUDA=ON where nvcc is found (see BUILD.md)"
         )
@@ -92,7 +97,7 @@ def _register_cuda() -> None:
 
 @functools.cache
 def _cuda() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_CUDA_LIBRARY))
+    library = ctypes.CDLL(str(CUDA_LIBRARY))
     library.spdnn_cuda_workspace_bytes.restype = ctypes.c_int64
     library.spdnn_cuda_workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     return library
@@ -100,7 +105,7 @@ def _cuda() -> ctypes.CDLL:
 
 def has_cuda_library() -> bool:
     """Whether the CUDA back end was built; it may still find no GPU."""
-    return _CUDA_LIBRARY.exists()
+    return CUDA_LIBRARY.exists()
 
 
 def cuda_workspace_bytes(records: np.ndarray, features: int) -> int:
@@ -113,6 +118,6 @@ def cuda_workspace_bytes(records: np.ndarray, features: int) -> int:
     return _cuda().spdnn_cuda_workspace_bytes(records.ctypes.data, records.size, features)
 
 
-_check_version(core)
+_check_version()
 _register_cpu()
 _register_cuda()

@@ -1,25 +1,23 @@
 """Plan: a network laid out for the native back ends; build, save, load."""
 
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import jax
 import numpy as np
 
-from spdnn_jax import planner
-from spdnn_jax._extras import require
+from spdnn_jax import plan_file, planner
 from spdnn_jax._native import core, cuda_workspace_bytes, has_cuda_library, usable_cores
-from spdnn_jax.layout import PlanTable, cut
-from spdnn_jax.network import SparseLayer, SparseNetwork, check_cap, native_arrays
+from spdnn_jax.activation import Clip, paired, resolve
+from spdnn_jax.layout import PlanTable, clip_of, cut
+from spdnn_jax.network import SparseLayer, SparseNetwork, native_arrays
+from spdnn_jax.plan_file import PlanFile
 from spdnn_jax.simplify import COMPRESS, Compress, Simplified
 
 _SUMMARY_LINES = 12  # on compression, at most
-
-_LARGEST_HEADER = 1 << 20  # bytes: a plan's file has one entry, any more is another's
 
 
 @jax.tree_util.register_pytree_node_class
@@ -33,11 +31,13 @@ class Plan:
         words: uint32 (words,), the layout that ``cuda_ext/spdnn_layout.h`` defines.
         table: The static records at the head of ``words``.
         kernel: CUDA kernel family to use throughout, or "auto": the planner picks.
+        file: Where the words are mapped from, or None.
     """
 
     words: jax.Array
     table: PlanTable
     kernel: planner.Kernel = "auto"
+    file: PlanFile | None = None
 
     @classmethod
     def from_words(cls, words: np.ndarray, kernel: planner.Kernel = "auto") -> "Plan":
@@ -55,10 +55,7 @@ class Plan:
         table = PlanTable(words)
         if words.size != table.header["words"]:
             raise ValueError(f"the plan holds {words.size} words, its header says {table.header['words']}")
-        try:
-            core.check_plan(table.records, np.ascontiguousarray(words))
-        except ValueError as error:
-            raise ValueError(f"the plan is damaged: {error}: build it again") from None
+        _check_words(words, table)
         return cls._of_sound_words(words, table, kernel)
 
     @classmethod
@@ -68,7 +65,33 @@ class Plan:
 
     def tree_flatten(self) -> tuple[tuple[jax.Array], tuple[PlanTable, planner.Kernel]]:
         """For JAX: the words are a leaf, the rest is static."""
-        return (self.words,), (self.table, self.kernel)
+        return (self._sound_words(),), (self.table, self.kernel)
+
+    def _sound_words(self) -> jax.Array:
+        """All of the words; those of a mapped plan are read and checked now, if that was not done before."""
+        if self.file is not None and self.file.check(0, self.layers):
+            self._check_piece(np.asarray(self.words), self.table)
+        return self.words
+
+    def _check_piece(self, words: np.ndarray, table: PlanTable) -> None:
+        assert self.file is not None
+        try:
+            _check_words(words, table)
+        except ValueError as error:
+            raise self.file.named(error) from None
+
+    def cut(self, first: int, end: int) -> "Plan":
+        """Layers first .. end (counted from 0) as a plan of their own, with words on the host: see `layout.cut`.
+
+        Raises:
+            ValueError: There are no such layers, or the plan is mapped from a file where they are damaged.
+        """
+        is_new = self.file is not None and self.file.check(first, min(end, self.layers))
+        words: Any = cut(np.asarray(self.words), self.table, first, end)
+        table = PlanTable(words)
+        if is_new:
+            self._check_piece(words, table)
+        return Plan(words, table, self.kernel)
 
     @classmethod
     def tree_unflatten(cls, static: tuple[PlanTable, planner.Kernel], leaves: tuple[jax.Array]) -> "Plan":
@@ -91,10 +114,9 @@ class Plan:
         return len(self.table.layers)
 
     @property
-    def cap(self) -> float | None:
-        """Upper clip of every layer, or None."""
-        cap = float(self.table.header["cap"])
-        return None if np.isinf(cap) else cap
+    def activation(self) -> tuple[Clip, ...]:
+        """The activation of each layer."""
+        return tuple(clip_of(layer) for layer in self.table.layers)
 
     @property
     def compress(self) -> Compress:
@@ -175,11 +197,8 @@ class Plan:
         """
         if layers < 1:
             raise ValueError(f"a part of a plan has at least one layer, got {layers}")
-        words = np.asarray(self.words)
-        return (
-            Plan.from_words(cut(words, self.table, first, min(first + layers, self.layers)), self.kernel)
-            for first in range(0, self.layers, layers)
-        )
+        parts = (self.cut(first, min(first + layers, self.layers)) for first in range(0, self.layers, layers))
+        return (Plan._of_sound_words(np.asarray(part.words), part.table, part.kernel) for part in parts)
 
     def _summary_of_compression(self) -> list[str]:
         """One line in all, then one for each stretch of layers with the same neurons left."""
@@ -209,37 +228,11 @@ class Plan:
         Raises:
             OSError: The file cannot be written; nothing is left behind.
         """
-        safetensors = require("safetensors.numpy", extra="data", purpose="saving a plan")
-        target = Path(path)
-        partial = target.with_name(target.name + ".part")
-        try:
-            safetensors.save_file({"words": np.asarray(self.words)}, partial)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        plan_file.save(path, np.asarray(self._sound_words()), self.table)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Plan":
+    def load(cls, path: str | os.PathLike[str], kernel: planner.Kernel = "auto") -> "Plan":
         """Reads a plan that `save` wrote.
-
-        Raises:
-            OSError: The file cannot be read.
-            ValueError: It holds no plan of this version, or a damaged one; the message names file and layer.
-        """
-        safetensors = require("safetensors", extra="data", purpose="loading a plan")
-        try:
-            with safetensors.safe_open(str(path), framework="numpy") as file:
-                words = file.get_tensor("words")
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{os.fspath(path)}: not a plan file ({error})") from None
-        try:
-            return cls.from_words(words)
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from None
-
-    @classmethod
-    def open(cls, path: str | os.PathLike[str], kernel: planner.Kernel = "auto") -> "Plan":
-        """Maps a plan that `save` wrote into memory, to be streamed (`pieces.stream`): only what is used is read.
 
         Args:
             path: The file.
@@ -247,27 +240,47 @@ class Plan:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It holds no plan of this version.
+            ValueError: It holds no plan of this version, or a damaged one; the message names file and layer.
         """
-        target = Path(path)
-        with target.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            try:
-                entry = json.loads(file.read(min(header_bytes, _LARGEST_HEADER)))["words"]
-                begin, end = entry["data_offsets"]
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{target}: not a plan file: write one with Plan.save") from None
-        data = 8 + header_bytes
-        if entry["dtype"] != "U32" or target.stat().st_size < data + end:
-            raise ValueError(f"{target}: not a plan file, or cut short: write it again with Plan.save")
-        words: Any = np.memmap(target, np.uint32, "r", data + begin, ((end - begin) // 4,))
-        return cls(words, PlanTable(words), kernel)
+        file = PlanFile(path)
+        file.check(0, len(file.table.layers))
+        try:
+            return cls.from_words(np.array(file.words), kernel)
+        except ValueError as error:
+            raise file.named(error) from None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], kernel: planner.Kernel = "auto") -> "Plan":
+        """Maps a plan that `save` wrote into memory, to be streamed (`pieces.stream`): only what is used is read.
+
+        A layer is compared with its checksum when it is first used.
+
+        Args:
+            path: The file.
+            kernel: As in `build_plan`.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It holds no plan of this version, or its records are damaged; the message names the file.
+        """
+        file = PlanFile(path)
+        words: Any = file.words
+        return cls(words, file.table, kernel, file)
+
+
+def _check_words(words: np.ndarray, table: PlanTable) -> None:
+    """Raises ValueError, with the layer, where a plan that comes from outside does not hold what back ends rely on."""
+    try:
+        core.check_plan(table.records, np.ascontiguousarray(words))
+    except ValueError as error:
+        raise ValueError(f"the plan is damaged: {error}: build it again") from None
 
 
 def build_plan(
     network: SparseNetwork | Iterable[SparseLayer],
     *,
-    cap: float | None = 32.0,
+    activation: Clip | Iterable[Clip] | None = None,
+    cap: float | EllipsisType | None = ...,
     compress: Compress = "none",
     kernel: planner.Kernel = "auto",
     threads: int | None = None,
@@ -281,7 +294,9 @@ def build_plan(
 
     Args:
         network: A network, or its layers in order.
-        cap: Upper clip of every layer, None for none. Only for an iterable; a `SparseNetwork` has its own.
+        activation: One for all layers, or one a layer; by default the challenge's ``Clip.relu(32)``. Only for an
+            iterable; a `SparseNetwork` has its own.
+        cap: Short for ``activation=Clip.relu(cap)``.
         compress: "none"; "neurons": lay out the network that `simplify` makes of this one; "full": let the back end
             merge equal features, too, while it runs. Outputs stay the same, to float32 rounding. Active counts are of
             the neurons that are left: a feature is not counted where only dropped or constant ones are not zero.
@@ -293,33 +308,31 @@ def build_plan(
         The plan, on the default device.
 
     Raises:
-        ValueError: A layer is malformed, or does not fit the one before it; the message names the layer. Or there is no
-            such compression.
+        ValueError: A layer is malformed, or does not fit the one before it; the message names the layer. Or the
+            activations are not as many as the layers, or there is no such compression.
     """
-    if isinstance(network, SparseNetwork):
-        layers, cap = iter(network.layers), network.cap
+    if not isinstance(network, SparseNetwork):
+        layers = paired(network, resolve(activation, cap))
+    elif activation is None and cap is ...:
+        layers = paired(network.layers, network.activation)
     else:
-        layers = iter(network)
-    check_cap(cap)
+        raise ValueError(
+            "a SparseNetwork has its own activations: build another one, SparseNetwork(layers, activation)"
+        )
     if compress not in COMPRESS:
         raise ValueError(f"compress must be one of {', '.join(COMPRESS)}; got {compress!r}")
     threads = threads or usable_cores()
     staged_below, staged_wider_than = planner.staged_rule(kernel)
-    builder = core.PlanBuilder(
-        cap=np.inf if cap is None else cap,
-        threads=threads,
-        staged_below=staged_below,
-        staged_wider_than=staged_wider_than,
-    )
+    builder = core.PlanBuilder(threads=threads, staged_below=staged_below, staged_wider_than=staged_wider_than)
     if compress == "none":
-        for count, layer in enumerate(layers, start=1):
-            builder.add(**native_arrays(layer))
+        for count, (layer, clip) in enumerate(layers, start=1):
+            builder.add(**native_arrays(layer, clip))
             if progress is not None:
                 progress(count)
         words = builder.finish()
         return Plan._of_sound_words(words, PlanTable(words), kernel)
-    simplified = Simplified(layers, cap, threads=threads, progress=progress)
-    for layer, origin in simplified:
-        builder.add(**native_arrays(layer), origin=origin)
+    simplified = Simplified(layers, threads=threads, progress=progress)
+    for layer, clip, origin in simplified:
+        builder.add(**native_arrays(layer, clip), origin=origin)
     words = builder.finish(expansion=simplified.expansion.outputs, merge_features=compress == "full")
     return Plan._of_sound_words(words, PlanTable(words), kernel)

@@ -2,18 +2,31 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from spdnn_jax import SparseLayer, SparseNetwork, _native
+from spdnn_jax import Clip, SparseLayer, SparseNetwork, _native
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)  # for tests/distributed; others use the first
+
+
+FUZZ = os.environ.get("SPDNN_FUZZ") == "1"
+"""Set by `make fuzz`: tests that try some damage try all of it, or a million kinds."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keeps the user's cache out of the tests, and the tests out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +54,14 @@ def on_cpu() -> Iterator[None]:
     """Runs a test on the CPU back end, on a machine with a GPU, too."""
     with jax.default_device(jax.devices("cpu")[0]):
         yield
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says in one line what was skipped, and why."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.write_line("skipped: " + "; ".join(f"{n} ({why})" for why, n in reasons.most_common()))
 
 
 def random_layer(
@@ -77,17 +98,23 @@ def random_layer(
     return SparseLayer.from_dense(np.where(pattern, values, 0), layer_bias)
 
 
-def random_network(seed: int, widths: list[int], cap: float | None = 32.0, **layer_options: object) -> SparseNetwork:
-    """A network of `random_layer` layers with the given widths."""
+def random_network(
+    seed: int,
+    widths: list[int],
+    cap: float | None = 32.0,
+    activation: Clip | Iterable[Clip] | None = None,
+    **layer_options: object,
+) -> SparseNetwork:
+    """A network of `random_layer` layers with the given widths; an activation goes before the cap."""
     generator = np.random.default_rng(seed)
     layers = [random_layer(generator, a, b, **layer_options) for a, b in itertools.pairwise(widths)]  # pyright: ignore[reportArgumentType]
-    return SparseNetwork(tuple(layers), cap=cap)
+    return SparseNetwork(layers, Clip.relu(cap) if activation is None else activation)
 
 
 def dense_reference(network: SparseNetwork, y0: np.ndarray) -> np.ndarray:
     """The network in float64 with dense matrices: an oracle for the oracle."""
     y = np.asarray(y0, np.float64)
-    for layer in network.layers:
+    for layer, clip in zip(network.layers, network.activation, strict=True):
         y = y @ layer.to_scipy().toarray().astype(np.float64) + np.asarray(layer.bias, np.float64)
-        y = np.clip(y, 0, np.inf if network.cap is None else network.cap)
+        y = np.clip(y, clip.lower, clip.upper)
     return y

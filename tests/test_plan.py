@@ -1,5 +1,6 @@
 """Plans: the layout that the native builder makes, saving, and what is said of layers that do not fit."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -8,14 +9,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, infer, layout
+from spdnn_jax import Clip, Plan, SparseLayer, SparseNetwork, build_plan, infer, layout
+from spdnn_jax._native import core
 from spdnn_jax.graph_challenge import radixnet
-from tests.conftest import dense_reference, random_network
+from tests.conftest import FUZZ, dense_reference, random_network
 
 
 def test_figures_of_a_challenge_network() -> None:
     plan = build_plan(radixnet.layers(1024, 7))
-    assert (plan.layers, plan.inputs, plan.outputs, plan.cap) == (7, 1024, 1024, 32.0)
+    assert (plan.layers, plan.inputs, plan.outputs) == (7, 1024, 1024)
+    assert set(plan.activation) == {Clip.relu(32)}
     assert plan.edges == 7 * 32768
     np.testing.assert_array_equal(plan.layer_edges, [32768] * 7)
     runs = plan.table.runs
@@ -185,9 +188,12 @@ def test_indices_and_slots_out_of_range_are_named(tmp_path: Path, bits: int, wid
         damaged[position] = value
         with pytest.raises(ValueError, match=message):
             Plan.from_words(damaged)
-        safetensors.numpy.save_file({"words": damaged}, tmp_path / "plan")
-        with pytest.raises(ValueError, match=f"^{tmp_path}/plan: the plan is damaged: {message}: build it again$"):
-            Plan.load(tmp_path / "plan")
+        Plan(damaged, table).save(tmp_path / "plan")  # pyright: ignore[reportArgumentType]: checksums and all
+        for use in (lambda path: Plan.load(path), lambda path: list(Plan.open(path).split(1))):
+            with pytest.raises(
+                ValueError, match=f"^{tmp_path}/plan: the plan is damaged: .*names a.*: build it again$"
+            ):
+                use(tmp_path / "plan")
 
 
 def test_no_damaged_word_crashes_the_back_end() -> None:
@@ -208,16 +214,118 @@ def test_no_damaged_word_crashes_the_back_end() -> None:
     assert 0 < refused < words.size
 
 
-def test_native_code_refuses_records_that_lie() -> None:
-    """A wrong offset must end in an error, not in a read outside the plan."""
+def edited(plan: Plan, edit: Callable[[layout.PlanTable], None]) -> Plan:
+    """The plan with other records, as a caller may hand them to the custom call past all checks of Python."""
+    table = layout.PlanTable(np.asarray(plan.words))
+    edit(table)
+    parts = (np.atleast_1d(table.header), table.layers, table.runs)
+    table.records = np.concatenate([part.view(np.int64) for part in parts])
+    table._digest = table.records.tobytes()
+    return Plan(plan.words, table)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in core.run_fields() if name != "value"])
+@pytest.mark.parametrize("value", [-1, 2, 8, 1 << 30, 1 << 40, -(1 << 62)])
+def test_native_code_refuses_records_that_lie(name: str, value: int) -> None:
+    """A record that was changed must end in an error, not in a read outside the plan or a result of other edges."""
     plan = build_plan(random_network(1, [20, 30, 10]))
-    for name, value in (("index_offset", 1 << 40), ("groups", 1 << 30), ("group_outputs", 3), ("value_offset", 2)):
-        table = layout.PlanTable(np.asarray(plan.words))
-        table.runs[name][0] = value
-        table.records = np.concatenate([table.records[: -table.runs.view(np.int64).size], table.runs.view(np.int64)])
-        table._digest = str((name, value)).encode()
-        with pytest.raises(jax.errors.JaxRuntimeError, match="spdnn_jax: "):
-            jax.block_until_ready(infer(Plan(plan.words, table), jnp.zeros((1, 20))))
+    if plan.table.runs[name][0] == value:
+        pytest.skip("that is what it says")
+    wrong = edited(plan, lambda table: table.runs[name].__setitem__(0, value))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="spdnn_jax: "):
+        jax.block_until_ready(infer(wrong, jnp.zeros((1, 20))))
+
+
+@pytest.mark.parametrize("name", ["first_word", "words", "runs", "first_run", "bias_offset", "index_bits", "outputs"])
+@pytest.mark.parametrize("value", [0, 8, 32, 1 << 40, -(1 << 62)])
+def test_native_code_refuses_layers_that_lie(name: str, value: int) -> None:
+    plan = build_plan(random_network(1, [20, 30, 10]))
+    assert plan.table.layers[name][1] != value
+    wrong = edited(plan, lambda table: table.layers[name].__setitem__(1, value))
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=r"plan|layer|run"):
+        jax.block_until_ready(infer(wrong, jnp.zeros((1, 20))))
+
+
+@pytest.mark.parametrize("widths", [[20, 30, 10], [65537, 30, 10]])
+def test_words_changed_in_memory_are_refused(widths: list[int], on_cpu: None) -> None:
+    """JAX lets anyone map over a plan's leaf; an index must then not name what does not exist."""
+    plan = build_plan(random_network(1, widths, density=0.01 if widths[0] > 65536 else 0.3))
+    y0 = np.ones((200, widths[0]), np.float32)
+    for fill in (0xFFFFFFFF, 0x00FF00FF, 0x7F800000):
+        changed = jax.tree.map(lambda leaf, fill=fill: jnp.full_like(leaf, fill), plan)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="words were changed since it was built: an index names"):
+            jax.block_until_ready(infer(changed, y0))
+    slots = int(plan.table.header["slot_offset"])
+    changed = Plan(plan.words.at[slots].set(10), plan.table)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the output order names a slot that does not exist"):
+        jax.block_until_ready(infer(changed, y0))
+
+
+def test_no_flipped_bit_of_a_file_changes_a_result(tmp_path: Path) -> None:
+    """Bytes of a small plan's file with one bit flipped: refused, or the plan as it was, to the last word."""
+    path = tmp_path / "plan"
+    plan = build_plan(random_network(5, [6, 9, 5], grouped=3))
+    plan.save(path)
+    whole = path.read_bytes()
+    expected = np.asarray(plan.words)
+    generator = np.random.default_rng(0)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    used = len(whole[:header].rstrip())
+    positions = [*range(used), *generator.integers(used, header, 20), *range(header, len(whole))]  # spaces are alike
+    positions = positions[:: 1 if FUZZ else 8]
+    refused = 0
+    for position in positions:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << generator.integers(8)
+        path.write_bytes(damaged)
+        try:
+            again = Plan.load(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+            continue
+        np.testing.assert_array_equal(again.words, expected)
+    assert refused > 0.9 * len(positions)
+    for size in (0, 7, 100, header - 1, header, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match="not a plan file"):
+            Plan.load(path)
+
+
+def test_a_mapped_plan_is_checked_as_it_is_read(tmp_path: Path) -> None:
+    """Damage in layer 2 is found when layer 2 is read, by that name, in pieces or as a whole; never run."""
+    plan = build_plan(random_network(5, [20, 30, 30, 10], grouped=3))
+    path = tmp_path / "plan"
+    plan.save(path)
+    content = bytearray(path.read_bytes())
+    start = content.index(np.asarray(plan.words)[: plan.table.layers["first_word"][0]].tobytes())
+    content[start + 4 * int(plan.table.runs_of(1)["index_offset"][0])] ^= 64
+    path.write_bytes(content)
+    damaged = Plan.open(path)
+    y0 = np.ones((3, 20), np.float32)
+    first = infer(damaged.cut(0, 1), y0)
+    np.testing.assert_array_equal(first, infer(plan.cut(0, 1), y0))
+    for use in (lambda: damaged.cut(1, 2), lambda: infer(damaged, y0), lambda: Plan.load(path)):
+        with pytest.raises(ValueError, match=f"^{path}: layer 2 is damaged, its checksum differs"):
+            use()
+
+
+def test_a_mapped_plan_runs_as_it_is(tmp_path: Path) -> None:
+    plan = build_plan(random_network(5, [20, 30, 30, 10], grouped=3))
+    plan.save(tmp_path / "plan")
+    y0 = np.random.default_rng(0).random((9, 20), np.float32)
+    np.testing.assert_array_equal(infer(Plan.open(tmp_path / "plan"), y0), infer(plan, y0))
+
+
+@pytest.mark.parametrize("read", [Plan.load, Plan.open])
+def test_paths_that_are_no_plan_are_named(tmp_path: Path, read: Callable[[Path], Plan]) -> None:
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read(tmp_path / "absent")
+    safetensors.numpy.save_file({"words": np.zeros(100, np.uint32)}, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other: not a plan file of this version.*write it again with Plan\.save"):
+        read(tmp_path / "other")
 
 
 def test_a_plan_is_one_argument() -> None:

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "cpu/kernels.h"
+#include "layout/plan_check.h"
 
 namespace spdnn::cpu {
 namespace {
@@ -30,8 +31,7 @@ bool is_power_or_one_and_a_half(int64_t layer) {
   return odd_part == 1 || odd_part == 3;
 }
 
-// A weighted sum over a column's neurons, which tells most columns apart at the cost of one more output neuron. All
-// weights are positive: the kernels clip what is not.
+// A weighted sum over a column's neurons, which tells most columns apart at the cost of one more output neuron.
 struct ColumnHash {
   explicit ColumnHash(int64_t width) : indices(width), weights(width) {
     uint32_t random = 1;
@@ -73,7 +73,8 @@ struct Shared {
         stride(choose_stride(2 * width, call.features, threads)),
         tiles((call.features + stride - 1) / stride),
         merges_after(choose_merges(call.plan)),
-        column_hash(call.plan.header->merge_features ? width : 0) {
+        column_hash(call.plan.header->merge_features ? width : 0),
+        is_checked(call.plan.header->layers) {
     const PlanView& plan = call.plan;
     const int64_t tile_bytes = width * stride * static_cast<int64_t>(sizeof(float));
     const int64_t affordable = kMemory / tile_bytes - 2;  // beside the two tiles that the thread works on
@@ -90,8 +91,10 @@ struct Shared {
   const int64_t tiles;
   const std::vector<char> merges_after;  // layers after which equal columns are looked for
   const ColumnHash column_hash;
-  std::vector<int64_t> rooms_after;  // layers that a waiting room follows
+  std::vector<int64_t> rooms_after;           // layers that a waiting room follows
+  std::vector<std::atomic<bool>> is_checked;  // layers whose indices name inputs that exist
   std::atomic<int64_t> next_tile{0};
+  std::atomic<const char*> wrong{nullptr};  // with an index
   std::atomic<bool> out_of_memory{false};
   std::mutex active_mutex;
 };
@@ -119,7 +122,7 @@ class Worker {
         active_(call_.plan.header->layers) {}
 
   void run() {
-    for (int64_t tile; (tile = shared_.next_tile++) < shared_.tiles;) {
+    for (int64_t tile; !shared_.wrong && (tile = shared_.next_tile++) < shared_.tiles;) {
       const int64_t first = tile * stride_;
       load_tile(call_.input, first, std::min(stride_, call_.features - first), stride_, in_);
       advance(0);
@@ -140,6 +143,7 @@ class Worker {
   void advance(int64_t first) {
     const int64_t layers = call_.plan.header->layers;
     for (int64_t l = first; l < layers; ++l) {
+      if (!has_sound_indices(l)) return;
       compute(l);
       const std::vector<int> live = live_columns();
       for (int column : live) active_[l] += in_.columns[column].members;
@@ -152,6 +156,18 @@ class Worker {
     }
   }
 
+  // The kernels trust indices, and words are the caller's: a wrong one must not make them read elsewhere. Done when a
+  // feature first comes to the layer, which reads the indices anyway; by two threads now and then.
+  bool has_sound_indices(int64_t l) {
+    if (shared_.is_checked[l]) return true;
+    if (const char* wrong = check_indices(call_.plan, l, call_.words)) {
+      shared_.wrong = wrong;
+      return false;
+    }
+    shared_.is_checked[l] = true;
+    return true;
+  }
+
   void compute(int64_t l) {
     const PlanLayer& layer = call_.plan.layers[l];
     std::fill(nonzero_.begin(), nonzero_.end(), 0u);
@@ -159,7 +175,8 @@ class Worker {
     task.index_bits = static_cast<int>(layer.index_bits);
     task.bias = layer.bias_offset < 0 ? nullptr : floats(layer.bias_offset);
     task.shared_bias = static_cast<float>(layer.bias);
-    task.cap = static_cast<float>(call_.plan.header->cap);
+    task.lower = layer.lower;
+    task.upper = layer.upper;
     task.nonzero = nonzero_.data();
     for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
       const PlanRun& run = call_.plan.runs[r];
@@ -266,7 +283,8 @@ class Worker {
     task.group_outputs = 1;
     task.edges = width;
     task.groups = 1;
-    task.cap = INFINITY;
+    task.lower = -INFINITY;
+    task.upper = INFINITY;
     task.nonzero = flags_.data();
     shared_.kernels.run(task);
   }
@@ -384,6 +402,9 @@ std::string run_network(const NetworkCall& call, int helpers, const ScheduleTask
       shared.out_of_memory = true;
     }
   });
+  if (const char* wrong = shared.wrong) {
+    return std::string("the plan's words were changed since it was built: ") + wrong + ": build it again";
+  }
   return shared.out_of_memory ? "out of memory: a thread needs up to 64 MiB; use fewer features or threads" : "";
 }
 

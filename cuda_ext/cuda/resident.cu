@@ -213,7 +213,7 @@ __device__ __forceinline__ void add_bias(const LayerView& view, const PlanRun& r
 // run. Returns a bit for each of the block's features that some output of the thread makes active.
 template <int kVector, int kOutputs, bool kStored>
 __device__ __forceinline__ uint32_t compute_layer(const LayerView& view, const Scale& scale,
-                                         const Activations<kVector>& activations) {
+                                                  const Activations<kVector>& activations) {
   constexpr int kMost = Sums<kVector>::kOutputs, kParts = kMost / kOutputs;
   const int lanes = activations.columns.count() / kVector, column = threadIdx.x % lanes * kVector;
   const int first = threadIdx.x / lanes, step = blockDim.x / lanes;

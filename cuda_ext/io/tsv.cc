@@ -111,7 +111,9 @@ const char* read_number(const char* text, const char* end, float* number) {
   return error == std::errc() ? skip_blanks(rest) : nullptr;
 }
 
+// A delimiter with nothing behind it is no field.
 const char* read_line_end(const char* text) {
+  if (*text == '\t') text = skip_blanks(text + 1);
   if (*text == '\r') ++text;
   return *text == '\n' ? text + 1 : nullptr;
 }

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "layout/plan_view.h"
-
 namespace spdnn {
 namespace {
 
@@ -20,7 +18,7 @@ bool all_below(const Value* values, int64_t count, int64_t limit) {
   return true;
 }
 
-bool check_indices(const PlanLayer& layer, const PlanRun& run, const uint32_t* words) {
+bool indices_below_inputs(const PlanLayer& layer, const PlanRun& run, const uint32_t* words) {
   const uint32_t* indices = words + run.index_offset;
   const int64_t count = run.groups * run.edges;
   if (layer.index_bits == 32) return all_below(indices, count, layer.inputs);
@@ -60,26 +58,40 @@ bool check_stages(const PlanLayer& layer, const uint32_t* words) {
   });
 }
 
+std::string in_layer(int64_t l, const char* wrong) { return "layer " + std::to_string(l + 1) + ": " + wrong; }
+
 }  // namespace
+
+const char* check_indices(const PlanView& plan, int64_t l, const uint32_t* words) {
+  const PlanLayer& layer = plan.layers[l];
+  for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
+    if (!indices_below_inputs(layer, plan.runs[r], words))
+      return "an index names an input that the layer does not have";
+  }
+  if (l + 1 == plan.header->layers &&
+      !all_below(words + plan.header->slot_offset, plan.header->outputs, layer.outputs)) {
+    return "the output order names a slot that does not exist";
+  }
+  return nullptr;
+}
+
+std::string check_records(const int64_t* records, int64_t count, int64_t word_count, PlanView* plan) {
+  if (const char* wrong = view_plan(records, count, plan)) return wrong;
+  for (int64_t l = 0; l < plan->header->layers; ++l) {
+    if (const char* wrong = check_layer(*plan, l, word_count)) return in_layer(l, wrong);
+  }
+  const char* wrong = check_plan(*plan, word_count);
+  return wrong ? wrong : "";
+}
 
 std::string check_contents(const int64_t* records, int64_t count, const uint32_t* words, int64_t word_count) {
   PlanView plan;
-  if (const char* wrong = view_plan(records, count, &plan)) return wrong;
-  for (int64_t l = 0; l < plan.header->layers; ++l) {
-    const PlanLayer& layer = plan.layers[l];
-    const char* wrong = check_layer(plan, l, word_count);
-    for (int64_t r = layer.first_run; !wrong && r < layer.first_run + layer.runs; ++r) {
-      if (!check_indices(layer, plan.runs[r], words)) wrong = "an index names an input that the layer does not have";
-    }
-    if (!wrong && !check_stages(layer, words)) wrong = "a stage reaches outside the layer";
-    if (wrong) return "layer " + std::to_string(l + 1) + ": " + wrong;
+  std::string problem = check_records(records, count, word_count, &plan);
+  for (int64_t l = 0; problem.empty() && l < plan.header->layers; ++l) {
+    if (const char* wrong = check_indices(plan, l, words)) return in_layer(l, wrong);
+    if (!check_stages(plan.layers[l], words)) return in_layer(l, "a stage reaches outside the layer");
   }
-  if (const char* wrong = check_plan(plan, word_count)) return wrong;
-  const int64_t slots = plan.layers[plan.header->layers - 1].outputs;
-  if (!all_below(words + plan.header->slot_offset, plan.header->outputs, slots)) {
-    return "layer " + std::to_string(plan.header->layers) + ": the output order names a slot that does not exist";
-  }
-  return "";
+  return problem;
 }
 
 }  // namespace spdnn

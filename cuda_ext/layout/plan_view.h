@@ -20,8 +20,8 @@ inline const char* view_plan(const int64_t* records, int64_t count, PlanView* vi
   if (count < kHeader) return "the plan's table is shorter than its header";
   view->header = reinterpret_cast<const PlanHeader*>(records);
   if (view->header->version != kPlanVersion) return "the plan was built by another version of spdnn_jax";
-  if (view->header->layers < 1 || view->header->runs < 0 ||
-      count != kHeader + view->header->layers * kLayer + view->header->runs * kRun) {
+  if (view->header->layers < 1 || view->header->layers > count || view->header->runs < 0 ||
+      view->header->runs > count || count != kHeader + view->header->layers * kLayer + view->header->runs * kRun) {
     return "the plan's table does not hold the records that its header announces";
   }
   view->layers = reinterpret_cast<const PlanLayer*>(records + kHeader);
@@ -45,8 +45,14 @@ inline bool section_inside(int64_t offset, int64_t size, int64_t begin, int64_t 
 
 inline constexpr int64_t kStageWords = sizeof(StagedStage) / sizeof(uint32_t);
 
-// Checks the records of layer l: that it goes on where the layer before ends, and that its sections lie inside the
-// plan. Sizes are bounded before they are multiplied. Returns what is wrong, or null.
+inline int64_t words_of_records(const PlanHeader& header) {
+  const int64_t bytes = sizeof(PlanHeader) + header.layers * sizeof(PlanLayer) + header.runs * sizeof(PlanRun);
+  return round_up(bytes / sizeof(uint32_t), kWordAlignment);
+}
+
+// Checks the records of layer l: that it goes on where the layer before ends, and that its sections fill its part of
+// the plan, one behind the other, as the builder lays them: a record that was changed does not fit its neighbours.
+// Sizes are bounded before they are multiplied. Returns what is wrong, or null.
 inline const char* check_layer(const PlanView& plan, int64_t l, int64_t words) {
   constexpr int64_t kMaxNeurons = INT32_MAX;
   const PlanHeader& header = *plan.header;
@@ -57,23 +63,23 @@ inline const char* check_layer(const PlanView& plan, int64_t l, int64_t words) {
     return "a layer is too wide";
   }
   if (!section_inside(layer.first_word, layer.words, 0, words) ||
-      (before && layer.first_word != before->first_word + before->words)) {
+      layer.first_word != (before ? before->first_word + before->words : words_of_records(header))) {
     return "a layer's sections lie outside the plan";
   }
   if (layer.next_words != (l + 1 < header.layers ? plan.layers[l + 1].words : 0)) {
     return "a layer announces another length for the next one";
   }
+  const int64_t end = layer.first_word + layer.words;
   const auto inside = [&](int64_t offset, int64_t size) {
     return section_inside(offset, size, layer.first_word, layer.words);
   };
-  if (layer.bias_offset >= 0 && !inside(layer.bias_offset, layer.outputs)) return "a bias lies outside the plan";
-  if (layer.staged_offset >= 0) {
-    const int64_t blocks = (layer.outputs + kStagedRows - 1) / kStagedRows;
-    if (layer.stages < 0 || layer.stages > layer.words || !inside(layer.staged_offset, blocks + 1) ||
-        !inside(layer.stage_offset, layer.stages * kStageWords)) {
-      return "a layer's stages lie outside the plan";
-    }
-  }
+  int64_t next = layer.first_word;  // where the next section has to begin
+  const auto follows = [&](int64_t offset, int64_t size) {
+    if (offset != next || !inside(offset, size)) return false;
+    next += round_up(size, kWordAlignment);
+    return true;
+  };
+  if (!(layer.lower < layer.upper)) return "a layer's activation is malformed";
   if (layer.index_bits != 16 && layer.index_bits != 32) return "a layer's indices have an unknown width";
   if (layer.runs < 0 || layer.first_run != (before ? before->first_run + before->runs : 0) ||
       layer.first_run > header.runs - layer.runs) {
@@ -90,12 +96,23 @@ inline const char* check_layer(const PlanView& plan, int64_t l, int64_t words) {
     slot += run.groups * run.group_outputs;
     if (run.edges > 0 && run.groups > 2 * layer.words / run.edges) return "a run's indices lie outside the plan";
     const int64_t edges = run.groups * run.edges;
-    if (!inside(run.index_offset, edges * layer.index_bits / 32)) return "a run's indices lie outside the plan";
-    if (run.value_offset >= 0 && !inside(run.value_offset, edges * run.group_outputs)) {
-      return "a run's values lie outside the plan";
+    if (!follows(run.index_offset, edges * layer.index_bits / 32))
+      return "a run's indices do not follow what is before";
+    if (run.value_offset >= 0 && !follows(run.value_offset, edges * run.group_outputs)) {
+      return "a run's values do not follow its indices";
     }
   }
   if (slot != layer.outputs) return "a layer's runs do not cover its outputs";
+  if (layer.bias_offset >= 0 && !follows(layer.bias_offset, layer.outputs)) return "a bias does not follow the runs";
+  if (layer.staged_offset >= 0) {
+    const int64_t blocks = (layer.outputs + kStagedRows - 1) / kStagedRows;
+    if (layer.staged_offset != next || layer.stages < 0 || layer.stages > layer.words ||
+        !inside(layer.staged_offset, blocks + 1) || !inside(layer.stage_offset, layer.stages * kStageWords)) {
+      return "a layer's stages lie outside the plan";
+    }
+    next = end;  // what the stages point to fills the rest
+  }
+  if (next != end) return "a layer's sections do not fill its part of the plan";
   return nullptr;
 }
 
@@ -109,7 +126,11 @@ inline const char* check_plan(const PlanView& plan, int64_t words) {
   if (!header.merged_neurons && plan.layers[header.layers - 1].outputs != header.outputs) {
     return "the plan's outputs are not its last layer's";
   }
-  if (!section_inside(header.slot_offset, header.outputs, 0, words)) return "the output order lies outside the plan";
+  const PlanLayer& last = plan.layers[header.layers - 1];
+  if (header.slot_offset != last.first_word + last.words ||
+      !section_inside(header.slot_offset, header.outputs, 0, words)) {
+    return "the output order lies outside the plan";
+  }
   return nullptr;
 }
 

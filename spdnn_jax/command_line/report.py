@@ -1,12 +1,10 @@
-"""What a run tells people and programs: progress bars, the result table, JSON, plots."""
+"""What a run tells people and programs: the result table, and JSON."""
 
-import contextlib
 import importlib.metadata
 import json
 import os
 import platform
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from spdnn_jax._extras import require
+from spdnn_jax._files import replacing
 from spdnn_jax._native import usable_cores
-from spdnn_jax.graph_challenge.networks import FEATURES, PAPER_SECONDS, active_edges, nominal_edges
+from spdnn_jax.graph_challenge.networks import active_edges, nominal_edges
 
 _SHOWN_DEVICES = 16
 
@@ -109,16 +107,19 @@ class Report:
             ("back end", f"{self.backend} on {self.device}, --compress={self.compress}"),
             ("multiplied", f"{100 * sum(self.multiplied_edges) / max(self.edges, 1):.1f}% of the edges"),
             ("versions", ", ".join(f"{name} {version}" for name, version in self.versions.items())),
-            *((step, f"{seconds:.4g} s") for step, seconds in self.seconds.items() if step != "inference"),
+            (
+                "seconds",
+                ", ".join(f"{step} {spent:.3g}" for step, spent in self.seconds.items() if step != "inference"),
+            ),
             *self._spread(),
             (
                 "inference",
                 f"{self.seconds['inference']:.4g} s, median of {repeats}: "
                 f"{'host' if self.passes > 1 else 'device'}-resident input to categories",
             ),
-            ("nominal", rate(self.nominal_edges_per_second)),
+            ("nominal", f"{rate(self.nominal_edges_per_second)}: features x edges of the original network / seconds"),
             ("active", self._active_rate()),
-            *((f"after layer {layer}", f"{self.active[layer - 1]:,} active") for layer in shown_layers(self.layers)),
+            ("active features", self._survivors()),
             *(
                 (f"layer {layer} alone", self._profile_text(layer))
                 for layer in shown_layers(self.layers)
@@ -133,7 +134,11 @@ class Report:
     def _active_rate(self) -> str:
         if self.active_edges_per_second is None:
             return "not known: equal features are merged on the way, uncounted"
-        return rate(self.active_edges_per_second)
+        return f"{rate(self.active_edges_per_second)}: edges truly multiplied / seconds"
+
+    def _survivors(self) -> str:
+        """Active features after some of the layers."""
+        return "layer " + "; ".join(f"{layer}: {self.active[layer - 1]:,}" for layer in shown_layers(self.layers))
 
     def _profile_text(self, layer: int) -> str:
         assert self.profile is not None
@@ -172,9 +177,9 @@ def _listed(counts: list[int]) -> str:
 
 
 def shown_layers(layers: int) -> list[int]:
-    """Layers whose active features the table shows: 1, 10, 20 ... and the last; sparser for deep networks."""
-    step = 10 if layers <= 200 else layers // 12 // 10 * 10
-    return sorted({1, *range(10, min(layers, 51), 10), *range(step, layers, step), layers} & set(range(1, layers + 1)))
+    """Layers of which the table tells: 1, 3, 10, 30 ... and the last."""
+    steps = (scale * step for scale in (1, 10, 100, 1000, 10000) for step in (1, 3))
+    return sorted({layers, *(layer for layer in steps if layer < layers)} - {0})
 
 
 def rate(edges_per_second: float) -> str:
@@ -186,8 +191,11 @@ def rate(edges_per_second: float) -> str:
 def device() -> str:
     """The device that JAX runs on: a GPU as JAX names it, or the processor and how many cores this process may use."""
     kind = jax.devices()[0].device_kind
-    if kind != "cpu":
-        return kind
+    return processor() if kind == "cpu" else kind
+
+
+def processor() -> str:
+    """The processor, and how many of its cores this process may use."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -207,56 +215,14 @@ def versions() -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on standard error; yields a function that takes the number of steps done.
-
-    Without tqdm, or where standard error is no terminal, a line says what is under way instead.
-    """
-    try:
-        tqdm: Any = require("tqdm", extra="data", purpose="progress bars").tqdm
-    except ImportError:
-        tqdm = None
-    if tqdm is None or not sys.stderr.isatty():
-        print(f"{title} ...", file=sys.stderr, flush=True)
-        yield lambda done: None
-        return
-    with tqdm(desc=title, total=total, file=sys.stderr, leave=False) as bar:
-
-        def show(done: int) -> None:
-            bar.update(done - bar.n)
-
-        show.bar = bar  # pyright: ignore[reportFunctionMemberAccess]
-        yield show
-
-
-@contextlib.contextmanager
-def byte_bar(title: str) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar for a download; yields a function that takes a name, the bytes there, and the bytes in all."""
-    with progress_bar(title, 0) as show:
-
-        def show_bytes(_: str, done: int, total: int | None) -> None:
-            bar = getattr(show, "bar", None)
-            if bar is not None:
-                bar.total, bar.unit, bar.unit_scale = total, "B", True
-            show(done)
-
-        yield show_bytes
-
-
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Writes JSON, whole or not at all.
 
     Raises:
         OSError: The file cannot be written.
     """
-    target = Path(path)
-    partial = target.with_name(target.name + ".part")
-    try:
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
 def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
@@ -278,90 +244,3 @@ def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]
                 raise ValueError(f"{path}: holds no report of a run: write one with spdnn --report_out")
             reports.append(report)
     return reports
-
-
-def plot_layers(reports: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draws active features and multiplied edges by layer, and the layers' seconds where a run has profiled them.
-
-    Args:
-        reports: As `read_reports` returns them.
-        path: The figure; the ending names the format.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        OSError: The figure cannot be written.
-        ValueError: The ending names no format that matplotlib writes.
-    """
-    pyplot = _pyplot()
-    profiled = any(report.get("profile") for report in reports)
-    figure, axes = pyplot.subplots(2 + profiled, 1, sharex=True, figsize=(8, 6 + 3 * profiled), layout="constrained")
-    for report in reports:
-        layer = np.arange(1, len(report["active"]) + 1)
-        before = np.concatenate([[report["features"]], report["active"][:-1]])
-        label = f"{report['network']}, {report['inputs']}, --compress={report['compress']}"
-        axes[0].step(layer, report["active"], where="mid", label=label)
-        axes[1].step(layer, before * np.asarray(report["multiplied_edges"], float), where="mid", label=label)
-        if report.get("profile"):
-            seconds = [one["seconds"] for one in report["profile"]]
-            kernels = "/".join(dict.fromkeys(one["kernel"] for one in report["profile"]))
-            axes[2].step(layer, seconds, where="mid", label=f"{label}: {kernels}")
-    titles = ("active features after the layer", "edges multiplied in the layer", "seconds of the layer, alone")
-    for axis, title in zip(axes, titles, strict=False):
-        axis.set_ylabel(title)
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.grid(alpha=0.3)
-    axes[-1].set_xlabel("layer")
-    for axis in axes[::2]:
-        axis.legend()
-    _save(figure, path)
-
-
-def plot_networks(reports: Sequence[dict[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draws the time of inference against the network, a line for each device and compression, beside the paper's code.
-
-    Args:
-        reports: As `read_reports` returns them. The paper's times are shown for 60,000 features only.
-        path: The figure; the ending names the format.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        OSError: The figure cannot be written.
-        ValueError: The ending names no format that matplotlib writes.
-    """
-    size = {f"{report['neurons']}x{report['layers']}": (report["neurons"], report["layers"]) for report in reports}
-    names = sorted(size, key=size.__getitem__)
-    lines: dict[str, dict[str, float]] = {}
-    for report in reports:
-        line = lines.setdefault(f"{report['device']}, --compress={report['compress']}", {})
-        line[f"{report['neurons']}x{report['layers']}"] = report["seconds"]["inference"]
-    if all(report["features"] == FEATURES for report in reports):
-        lines["the paper's code on one H100"] = {name: PAPER_SECONDS[name] for name in names if name in PAPER_SECONDS}
-    figure, axis = _pyplot().subplots(figsize=(8, 5), layout="constrained")
-    for label, line in lines.items():
-        axis.plot([names.index(name) for name in line], list(line.values()), "o", label=label)
-    axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axis.set_xlabel("network: neurons x layers")
-    axis.set_ylabel("seconds of inference")
-    axis.set_yscale("log")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    _save(figure, path)
-
-
-def _pyplot() -> Any:
-    matplotlib: Any = require("matplotlib", extra="plot", purpose="spdnn plot")
-    matplotlib.use("agg")
-    return require("matplotlib.pyplot", extra="plot", purpose="spdnn plot")
-
-
-def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    """Writes the figure, whole or not at all."""
-    target = Path(path)
-    partial = target.with_name(f".part-{target.name}")
-    try:
-        figure.savefig(partial, dpi=150)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-        _pyplot().close(figure)

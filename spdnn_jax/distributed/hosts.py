@@ -9,6 +9,8 @@ from typing import NoReturn
 import jax
 import numpy as np
 
+from spdnn_jax._interrupts import watch
+
 AUTO = "auto"
 """As the coordinator's address: Slurm or Open MPI say where it is, how many processes there are, and which this is."""
 
@@ -54,6 +56,7 @@ def join(address: str, count: int | None, number: int | None, timeout: int) -> N
         raise ValueError(f"the processes could not join at {address} ({first_line}): {_CURE}") from None
     finally:
         give_up.cancel()
+    watch()  # JAX takes SIGTERM for itself, and waits
     faulthandler.disable()  # JAX says itself which process was lost; where this one stood then tells nothing
 
 

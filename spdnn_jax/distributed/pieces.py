@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from spdnn_jax import layout, ops
+from spdnn_jax import ops
 from spdnn_jax.distributed.mesh import (
     AXIS,
     active_padding,
@@ -49,8 +49,7 @@ def equal_pieces(layers: int, length: int) -> tuple[tuple[int, int], ...]:
 
 def resident(plan: Plan, bounds: Sequence[tuple[int, int]], mesh: Mesh) -> list[Plan]:
     """The pieces of a plan, all of them on every device of the mesh."""
-    words = np.asarray(plan.words)
-    return [replicate(_piece(plan, words, *piece), mesh) for piece in bounds]
+    return [replicate(plan.cut(*piece), mesh) for piece in bounds]
 
 
 def stream(plan: Plan, bounds: Sequence[tuple[int, int]], mesh: Mesh) -> Iterator[Plan]:
@@ -64,10 +63,9 @@ def stream(plan: Plan, bounds: Sequence[tuple[int, int]], mesh: Mesh) -> Iterato
         bounds: First layer and end of each piece.
         mesh: The mesh.
     """
-    words = np.asarray(plan.words)
 
     def copy(first: int, end: int) -> Plan:
-        return _through_pinned_memory(_piece(plan, words, first, end), mesh)
+        return _through_pinned_memory(plan.cut(first, end), mesh)
 
     with ThreadPoolExecutor(1, thread_name_prefix="spdnn-stream") as copier:  # cutting a piece out is work on the host
         following = copier.submit(copy, *bounds[0])
@@ -76,11 +74,6 @@ def stream(plan: Plan, bounds: Sequence[tuple[int, int]], mesh: Mesh) -> Iterato
             if after is not None:
                 following = copier.submit(copy, *after)
             yield piece
-
-
-def _piece(plan: Plan, words: np.ndarray, first: int, end: int) -> Plan:
-    piece: Any = layout.cut(words, plan.table, first, end)
-    return Plan(piece, PlanTable(piece), plan.kernel)
 
 
 def _through_pinned_memory(piece: Plan, mesh: Mesh) -> Plan:

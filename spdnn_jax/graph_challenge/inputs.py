@@ -5,17 +5,19 @@ official ones are.
 """
 
 import functools
-import gzip
 import hashlib
 import math
 import os
-import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from spdnn_jax._extras import require
+from spdnn_jax._files import unpacked
+from spdnn_jax._native import usable_cores
 
 Progress = Callable[[int], None]
 ALL = slice(None)
@@ -23,9 +25,13 @@ ALL = slice(None)
 
 _CHUNK = 1000  # images drawn at a time
 _CHUNK_PIXELS = 1 << 20  # pixels resized at a time: what bounds the memory of wide networks
+_SAMPLED_PIXELS = 1 << 15  # pixels sampled at a time: what stays in a core's cache
 _DIGITS_DENSITY = 0.10
 _MNIST_THRESHOLD = 0.72 * 255
 _IDX_IMAGES = 0x00000803
+_IDX_HEADER = 16  # bytes
+_IDX_LARGEST = 1 << 24  # pixels of an image
+_IDX_PIECE = 1 << 16  # bytes read at a time
 
 
 def random(neurons: int, count: int, density: float = 0.1, seed: int = 0, share: slice = ALL) -> np.ndarray:
@@ -127,7 +133,7 @@ def digits(neurons: int, count: int, seed: int = 0, progress: Progress | None = 
 
 
 def _vary(images: np.ndarray, generator: np.random.Generator, count: int, side: int) -> np.ndarray:
-    """Random affine views of random images, float32 (count, side, side), sampled bilinearly."""
+    """Random affine views of random images, float32 (count, side, side), sampled bilinearly, on all cores."""
     angle = generator.uniform(-0.25, 0.25, count)
     scale = generator.uniform(0.85, 1.15, (2, count))
     shear = generator.uniform(-0.2, 0.2, count)
@@ -135,33 +141,43 @@ def _vary(images: np.ndarray, generator: np.random.Generator, count: int, side: 
     chosen = images[generator.integers(len(images), size=count)]
     size = images.shape[1]
     grid = (np.arange(side, dtype=np.float32) + 0.5) * (size / side) - size / 2
-    y, x = np.meshgrid(grid, grid, indexing="ij")
     cos, sin = np.cos(angle), np.sin(angle)
 
     def coordinate(from_y: np.ndarray, from_x: np.ndarray, offset: np.ndarray) -> np.ndarray:
-        position = from_y[:, None, None] * y + from_x[:, None, None] * x + offset
-        return (position + (size - 1) / 2).astype(np.float32)
+        position = (from_y[:, None] * grid)[:, :, None] + (from_x[:, None] * grid)[:, None, :]
+        position += offset
+        position += (size - 1) / 2
+        return position.astype(np.float32)
 
-    result = np.empty((count, side, side), np.float32)
-    step = max(1, _CHUNK_PIXELS // (side * side))
-    for first in range(0, count, step):
-        part = slice(first, first + step)
+    def sample(part: slice) -> None:
         rows = coordinate((cos * scale[0])[part], ((sin + shear) * scale[0])[part], shift[0, part])
         columns = coordinate((-sin * scale[1])[part], (cos * scale[1])[part], shift[1, part])
         result[part] = _bilinear(chosen[part], rows, columns)
+
+    result = np.empty((count, side, side), np.float32)
+    step = max(1, _SAMPLED_PIXELS // (side * side))
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        list(pool.map(sample, (slice(first, first + step) for first in range(0, count, step))))
     return result
 
 
 def _bilinear(images: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
-    limit = padded.shape[1] - 1.001
-    rows, columns = np.clip(rows + 1, 0, limit), np.clip(columns + 1, 0, limit)
+    width = padded.shape[1]
+    for positions in (rows, columns):
+        positions += 1
+        np.clip(positions, 0, width - 1.001, out=positions)
     top, left = rows.astype(np.intp), columns.astype(np.intp)
     down, right = rows - top, columns - left
-    image = np.arange(len(images))[:, None, None]
-    upper = padded[image, top, left] * (1 - right) + padded[image, top, left + 1] * right
-    lower = padded[image, top + 1, left] * (1 - right) + padded[image, top + 1, left + 1] * right
-    return upper * (1 - down) + lower * down
+    up, near = 1 - down, 1 - right
+    corner = (np.arange(len(images)) * width * width)[:, None, None] + top * width + left
+
+    def corners(offset: int) -> np.ndarray:
+        return padded.ravel().take(corner + offset)
+
+    upper = corners(0) * near + corners(1) * right
+    lower = corners(width) * near + corners(width + 1) * right
+    return upper * up + lower * down
 
 
 # --- MNIST ------------------------------------------------------------------------------------------------------------
@@ -180,7 +196,8 @@ def mnist(
     them and reproduce 98% of the official categories.
 
     Args:
-        directory: Holds ``train-images-idx3-ubyte``, plain or with ``.gz``.
+        directory: Holds ``train-images-idx3-ubyte``, plain or gzipped; or the layout of torchvision (``MNIST/raw``) or
+            Kaggle, where the file lies in a folder of its own name.
         neurons: Width, a square number: 1024, 4096, 16384 or 65536 in the challenge.
         count: How many images, from the first on.
         progress: Called with the number of images resized so far.
@@ -195,7 +212,10 @@ def mnist(
     """
     _check_count(count)
     side = _side(neurons)
-    images = read_idx_images(find_images(directory))
+    path = find_images(directory)
+    images = read_idx_images(path)
+    if images.shape[1] != images.shape[2]:
+        raise ValueError(f"{path}: images of {images.shape[1]} x {images.shape[2]} pixels are not square: not MNIST's")
     if count > len(images):
         raise ValueError(f"{directory} holds {len(images)} images, {count} were asked for: lower --features")
     images = images[:count][share]
@@ -215,12 +235,15 @@ def find_images(directory: str | os.PathLike[str]) -> Path:
     Raises:
         FileNotFoundError: There is none.
     """
-    for name in ("train-images-idx3-ubyte.gz", "train-images-idx3-ubyte", "train-images.idx3-ubyte"):
-        path = Path(directory, name)
-        if path.is_file():
-            return path
+    names = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "train-images.idx3-ubyte")
+    for folder in ("", "MNIST/raw", "raw", *names):  # as they are published; torchvision's; Kaggle's
+        for name in names:
+            path = Path(directory, folder, name)
+            if path.is_file():
+                return path
     raise FileNotFoundError(
-        f"{directory} holds no train-images-idx3-ubyte[.gz]: point --mnist_dir at a folder with the MNIST files"
+        f"{directory} holds no train-images-idx3-ubyte[.gz], nor does its MNIST/raw: point --mnist_dir at a "
+        "folder with the MNIST files"
     )
 
 
@@ -237,16 +260,29 @@ def read_idx_images(path: Path) -> np.ndarray:
         OSError: The file cannot be read.
         ValueError: It is corrupt or no IDX file of images.
     """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: the gzip stream is corrupt ({error}): fetch the file again") from None
-    if len(content) < 16 or int.from_bytes(content[:4], "big") != _IDX_IMAGES:
-        raise ValueError(f"{path}: not an IDX file of images: fetch the file again")
-    count, rows, columns = (int.from_bytes(content[k : k + 4], "big") for k in (4, 8, 12))
-    if len(content) != 16 + count * rows * columns:
-        raise ValueError(f"{path}: announces {count} images, but is cut short or too long: fetch the file again")
-    return np.frombuffer(content, np.uint8, offset=16).reshape(count, rows, columns)
+    with unpacked(path) as file:
+        header = file.read(_IDX_HEADER)
+        if len(header) < _IDX_HEADER or int.from_bytes(header[:4], "big") != _IDX_IMAGES:
+            raise ValueError(f"{path}: not an IDX file of images: it does not begin with the number {_IDX_IMAGES:#06x}")
+        count, rows, columns = (int.from_bytes(header[k : k + 4], "big") for k in (4, 8, 12))
+        if not 0 < rows * columns <= _IDX_LARGEST:
+            raise ValueError(f"{path}: announces images of {rows} x {columns} pixels: not an IDX file, or corrupt")
+        content = _read(file, count * rows * columns + 1)  # what is there, whatever the header says
+    if len(content) != count * rows * columns:
+        raise ValueError(
+            f"{path}: announces {count:,} images, but is cut short or too long (it holds "
+            f"{'more than ' if len(content) > count * rows * columns else ''}{len(content) // (rows * columns):,}): "
+            "fetch the file again"
+        )
+    return np.frombuffer(content, np.uint8).reshape(count, rows, columns)
+
+
+def _read(file: BinaryIO, size: int) -> bytearray:
+    """Up to so many bytes, in pieces: a file that announces more than it has must not take the memory for it."""
+    content = bytearray()
+    while len(content) < size and (part := file.read(min(_IDX_PIECE, size - len(content)))):
+        content += part
+    return content
 
 
 def _fourier_resize(images: np.ndarray, side: int) -> np.ndarray:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from spdnn_jax._files import replacing
+from spdnn_jax.activation import Clip
+
 NEURONS = (1024, 4096, 16384, 65536)
 LAYERS = (120, 480, 1920)
 FEATURES = 60000
 EDGES_PER_NEURON = 32
-CAP = 32.0
+ACTIVATION = Clip.relu(32.0)
 
 PAPER_SECONDS = {
     "1024x120": 0.0113, "1024x480": 0.0365, "1024x1920": 0.140,
@@ -65,20 +68,20 @@ def read_categories(path: str | os.PathLike[str]) -> np.ndarray:
         OSError: The file cannot be read.
         ValueError: A line is no positive integer, is not above the one before, or has no end; the message names it.
     """
+    text = Path(path).read_text(encoding="utf-8-sig", errors="backslashreplace")  # without a byte-order mark
+    *lines, cut = text.split("\n")
+    while lines and not lines[-1].strip() and not cut.strip():
+        lines.pop()
     ids: list[int] = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(True), start=1):
+    for number, line in enumerate([*lines, cut] if cut.strip() else lines, start=1):
         found = _CATEGORY.fullmatch(line.split("\t")[0].strip())
         if not found:
-            raise ValueError(
-                f"{path}, line {number}: expected a feature's index, counted from 1, found {line.rstrip()[:40]!r}"
-            )
-        if not line.endswith("\n"):
+            raise ValueError(f"{path}, line {number}: expected a feature's index, counted from 1, found {line[:40]!r}")
+        if number > len(lines):
             raise ValueError(f"{path}, line {number}: the line has no end: the file is cut short; fetch it again")
         ids.append(int(found[0]))
         if len(ids) > 1 and ids[-1] <= ids[-2]:
-            raise ValueError(
-                f"{path}, line {number}: {ids[-1]} follows {ids[-2]}, but categories ascend: fetch the file again"
-            )
+            raise ValueError(f"{path}, line {number}: {ids[-1]} follows {ids[-2]}, but categories ascend")
     return np.asarray(ids, np.int64)
 
 
@@ -88,10 +91,5 @@ def write_categories(path: str | os.PathLike[str], ids: Iterable[int]) -> None:
     Raises:
         OSError: The file cannot be written; nothing is left behind.
     """
-    target = Path(path)
-    partial = target.with_name(target.name + ".part")
-    try:
-        partial.write_text("".join(f"{identity}\n" for identity in ids), encoding="ascii")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write("".join(f"{identity}\n" for identity in ids).encode())

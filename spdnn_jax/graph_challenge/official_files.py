@@ -2,29 +2,39 @@
 
 import contextlib
 import gzip
+import io
 import os
-import re
+import shutil
 import tarfile
 import tempfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spdnn_jax._files import unpacked
 from spdnn_jax._native import core, usable_cores
 from spdnn_jax.graph_challenge import radixnet
 from spdnn_jax.graph_challenge.inputs import ALL
-from spdnn_jax.graph_challenge.networks import CAP, EDGES_PER_NEURON
+from spdnn_jax.graph_challenge.networks import ACTIVATION, EDGES_PER_NEURON
 from spdnn_jax.network import SparseLayer, save_layers
+
+ARCHIVE = ".tar.gz"
+"""How the name of a packed network ends."""
 
 _CURE = "fetch the file again (spdnn download)"
 _BLOCK = 1 << 24  # bytes of text held at a time
 _NEWLINE = ord("\n")
 _SHOWN = 60  # bytes of a malformed line that are shown
+_MARK = b"\xef\xbb\xbf"  # a byte-order mark
+_PIECE = 1 << 20  # bytes read at a time where none are kept
+_TAR_HEADERS = 1 << 20  # bytes of headers before a member, at most
+_LONGEST_LINE = 64  # bytes of a line of a packed layer, on average
 
 _Table = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Rows of a file by column: int32, int32, float32."""
@@ -37,8 +47,8 @@ def layers(directory: str | os.PathLike[str], neurons: int, count: int) -> Itera
     """Reads an official network, layer by layer, a few layers ahead on all cores.
 
     Args:
-        directory: Holds the folder ``neuron<N>`` with files ``n<N>-l<k>.tsv``, or ``neuron<N>.tar.gz``; the folder
-            itself will do too. A packed folder is unpacked to a temporary folder first.
+        directory: Holds the folder ``neuron<N>`` with files ``n<N>-l<k>.tsv``, or ``neuron<N>.tar.gz``; that folder
+            or that file itself will do too. A packed folder is unpacked to a temporary file first.
         neurons: Width N.
         count: Number of layers, from the first on.
 
@@ -50,58 +60,125 @@ def layers(directory: str | os.PathLike[str], neurons: int, count: int) -> Itera
         ValueError: A file is malformed; the message names file, line and cure.
     """
     with contextlib.ExitStack() as stack:
-        folder, shown = _find_network(Path(directory), neurons, count, stack)
-        names = [f"n{neurons}-l{number}.tsv" for number in range(1, count + 1)]
-        for name in names:
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"{shown}/{name} is missing: {count} layers were asked for; {_CURE}, or lower --layers"
-                )
+        sources = _find_network(Path(directory), neurons, count, stack)
         workers = usable_cores()
         pool = stack.enter_context(ThreadPoolExecutor(workers))
         ahead: deque[Any] = deque()
-        for name in names:
-            ahead.append(pool.submit(read_layer, folder / name, neurons, f"{shown}/{name}", threads=1))
+        for source in sources:
+            ahead.append(pool.submit(_read_layer, source, neurons, threads=1))
             if len(ahead) > workers:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
 
 
-def _find_network(directory: Path, neurons: int, count: int, stack: contextlib.ExitStack) -> tuple[Path, str]:
-    """The folder of the layers and its name for messages: an archive's own, not that of its temporary folder."""
+@dataclass(frozen=True)
+class _Source:
+    """What a table is read from: `open` it to read it; `name` it in messages."""
+
+    name: str
+    open: Callable[[], contextlib.AbstractContextManager[Any]]
+    size: int | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> "_Source":
+        return cls(str(path), lambda: unpacked(path))
+
+
+def _find_network(directory: Path, neurons: int, count: int, stack: contextlib.ExitStack) -> list[_Source]:
     name = f"neuron{neurons}"
+    wanted = [f"n{neurons}-l{number}.tsv" for number in range(1, count + 1)]
+    packed = directory if directory.name.endswith(ARCHIVE) else directory / f"{name}{ARCHIVE}"
     for folder in (directory / name, directory):
-        if (folder / f"n{neurons}-l1.tsv").is_file():
-            return folder, str(folder)
-    packed = directory / f"{name}.tar.gz"
-    if packed.is_file():
-        target = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spdnn-")))
-        _unpack(packed, neurons, count, target)
-        return target / name, f"{packed}: {name}"
-    raise FileNotFoundError(
-        f"{directory} holds neither {name}/n{neurons}-l1.tsv nor {packed.name}: point --dataset_dir at the official "
-        "files, or fetch them with spdnn download"
-    )
+        if (folder / wanted[0]).is_file():
+            found = {file: _Source.of(folder / file) for file in wanted if (folder / file).is_file()}
+            shown = str(folder)
+            break
+    else:
+        if not packed.is_file():
+            raise FileNotFoundError(
+                f"{directory} holds neither {name}/{wanted[0]} nor {packed.name}: point --dataset_dir at the official "
+                "files, or fetch them with spdnn download"
+            )
+        spool = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        found = _unpack(packed, neurons, set(wanted), spool)
+        shown = f"{packed}: {name}"
+    missing = next((file for file in wanted if file not in found), None)
+    if missing is not None:
+        raise FileNotFoundError(
+            f"{shown}/{missing} is missing: {count} layers were asked for; {_CURE}, or lower --layers"
+        )
+    return [found[file] for file in wanted]
 
 
-def _unpack(packed: Path, neurons: int, count: int, target: Path) -> None:
-    wanted = re.compile(rf"neuron{neurons}/n{neurons}-l(\d+)\.tsv")
+def _unpack(packed: Path, neurons: int, wanted: set[str], spool: Any) -> dict[str, _Source]:
+    """Copies the wanted members into one file, which has no name: nothing is left behind, whatever ends the program."""
+    found: dict[str, _Source] = {}
+    longest = neurons * EDGES_PER_NEURON * _LONGEST_LINE
     try:
-        with gzip.open(packed) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-            for member in archive:
-                if member.name.startswith("/"):
-                    raise tarfile.AbsolutePathError(member)
-                tarfile.data_filter(member, str(target))  # raises where a member points outside
-                found = wanted.fullmatch(member.name.removeprefix("./"))
-                if found and member.isfile() and int(found[1]) <= count:
-                    archive.extract(member, target, filter="data")
-            while stream.read(1 << 20):
+        with unpacked(packed) as stream:
+            metered = _Metered(stream)
+            with tarfile.open(fileobj=metered, mode="r|") as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
+                for member in archive:
+                    if member.name.startswith("/"):
+                        raise tarfile.AbsolutePathError(member)
+                    tarfile.data_filter(member, tempfile.gettempdir())  # raises where a member points outside
+                    metered.left = max(member.size, 0) + _TAR_HEADERS
+                    folder, _, file = member.name.removeprefix("./").partition("/")
+                    if not (member.isreg() and folder == f"neuron{neurons}" and file in wanted):
+                        continue
+                    if member.size > longest:
+                        raise tarfile.ReadError(
+                            f"{member.name} has {member.size:,} bytes, more than such a layer can have"
+                        )
+                    begin = spool.tell()
+                    shutil.copyfileobj(archive.extractfile(member), spool)  # pyright: ignore[reportArgumentType]
+                    found[file] = _member(spool, begin, member.size, f"{packed}: {folder}/{file}")
+            while stream.read(_PIECE):
                 pass  # to the end, where the checksum stands
     except tarfile.FilterError as error:
         raise ValueError(f"{packed}: refused, for a member points outside its folder ({error})") from None
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
         raise ValueError(f"{packed}: the archive is corrupt or cut short ({error}): {_CURE}") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, error.filename or tempfile.gettempdir()) from None
+    spool.flush()
+    return found
+
+
+def _member(spool: Any, begin: int, size: int, name: str) -> _Source:
+    return _Source(name, lambda: _Stretch(spool.fileno(), begin, begin + size), size)
+
+
+class _Metered:
+    """A stream that ends where a tar archive's header asks for more than any has: tarfile would take it into memory."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.left = _TAR_HEADERS
+
+    def read(self, size: int) -> bytes:
+        block = self._stream.read(size)
+        self.left -= len(block)
+        if self.left < 0:
+            raise tarfile.ReadError("a header of more than a MiB")
+        return block
+
+
+class _Stretch(io.RawIOBase):
+    """A stretch of an open file, with a position of its own: threads read many of one file."""
+
+    def __init__(self, descriptor: int, begin: int, end: int) -> None:
+        self._descriptor, self._next, self._end = descriptor, begin, end
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        room = memoryview(buffer)[: self._end - self._next]
+        count = os.preadv(self._descriptor, [room], self._next) if len(room) else 0
+        self._next += count
+        return count
 
 
 def read_layer(path: Path, neurons: int, name: str | None = None, threads: int | None = None) -> SparseLayer:
@@ -120,8 +197,20 @@ def read_layer(path: Path, neurons: int, name: str | None = None, threads: int |
         OSError: The file cannot be read.
         ValueError: The file is malformed; the message names line and cure.
     """
-    name = name or str(path)
-    tables = list(_read_tables(path, name, threads or usable_cores()))
+    source = _Source.of(path)
+    return _read_layer(replace(source, name=name or source.name), neurons, threads or usable_cores())
+
+
+def _read_layer(source: _Source, neurons: int, threads: int) -> SparseLayer:
+    name = source.name
+    tables: list[_Table] = []
+    for table in _read_tables(source, threads):
+        tables.append(table)
+        if sum(len(rows) for rows, _, _ in tables) > neurons * EDGES_PER_NEURON:
+            raise ValueError(
+                f"{name}: more than the {neurons * EDGES_PER_NEURON:,} edges that an official network of {neurons} "
+                f"neurons has: of another network; check --neurons, or {_CURE}"
+            )
     inputs, outputs, values = tables[0] if len(tables) == 1 else map(np.concatenate, zip(*tables, strict=True))
     for column in (inputs, outputs):
         _check_range(name, column, neurons, "neuron")
@@ -181,7 +270,7 @@ def convert(
             if progress is not None:
                 progress(number)
 
-    save_layers(output, counted(), count, CAP)
+    save_layers(output, counted(), count, ACTIVATION)
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------
@@ -226,7 +315,7 @@ def features(directory: str | os.PathLike[str], neurons: int, count: int, share:
     place[np.asarray(features_kept, np.int64) + 1] = np.arange(len(features_kept))
     result = np.zeros((len(features_kept), neurons), np.uint8)
     first_line, last_feature = 1, 0
-    for rows, pixels, values in _read_tables(path, str(path), usable_cores()):
+    for rows, pixels, values in _read_tables(_Source.of(path), usable_cores()):
         _check_range(str(path), rows, np.iinfo(np.int32).max, "feature", first_line)
         _check_range(str(path), pixels, neurons, "pixel", first_line)
         binary = (values == 0) | (values == 1)
@@ -249,22 +338,33 @@ def features(directory: str | os.PathLike[str], neurons: int, count: int, share:
 # --- TSV --------------------------------------------------------------------------------------------------------------
 
 
-def _read_tables(path: Path, name: str, threads: int) -> Iterator[_Table]:
-    """Batches of rows, so that memory stays bounded; raises ValueError with the line of what is malformed."""
-    lines = 0
-    text = np.empty(_BLOCK if path.suffix == ".gz" else min(path.stat().st_size + 1, _BLOCK), np.uint8)
+def _read_tables(source: _Source, threads: int) -> Iterator[_Table]:
+    """Batches of rows, so that memory stays bounded; raises ValueError with the line of what is malformed.
+
+    A byte-order mark and blank lines at the end are no rows, and no harm.
+    """
+    name, lines = source.name, 0
+    text = np.empty(_BLOCK if source.size is None else min(source.size + 1, _BLOCK), np.uint8)
     held = 0  # bytes at the head of `text`: a line whose end is still to be read
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb", buffering=0) as file:
-        while count := _read_into(text[held:], file, name):
-            filled = held + count
-            first, second, third, used = core.parse_table(text[:filled], threads)
+    with source.open() as file:
+        is_first = True
+        while count := file.readinto(text[held:]):
+            filled, begin = held + count, 0
+            if is_first and text[: len(_MARK)].tobytes() == _MARK:
+                begin = len(_MARK)
+            is_first = False
+            first, second, third, used = core.parse_table(text[begin:filled], threads)
+            used += begin
             lines += first.size
             held = filled - used
             if held == text.size or (text[used:filled] == _NEWLINE).any():
-                raise _malformed(name, lines + 1, text[used:filled])
-            yield first, second, third
-            text[:held] = text[used:filled]
-    if held:
+                if not _is_blank(text[used:filled]) or not all(map(_is_blank, iter(lambda: file.read(_PIECE), b""))):
+                    raise _malformed(name, lines + 1, text[used:filled])
+                held = 0
+            if first.size:
+                yield first, second, third
+            text[:held] = text[used:filled][:held]
+    if held and not _is_blank(text[:held]):
         text[held] = _NEWLINE
         if core.parse_table(text[: held + 1], 1)[0].size == 0:
             raise _malformed(name, lines + 1, text[:held])
@@ -273,17 +373,16 @@ def _read_tables(path: Path, name: str, threads: int) -> Iterator[_Table]:
         raise ValueError(f"{name}: the file is empty: {_CURE}")
 
 
-def _read_into(buffer: np.ndarray, file: Any, name: str) -> int:
-    try:
-        return file.readinto(buffer)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{name}: the gzip stream is corrupt or cut short ({error}): {_CURE}") from None
+def _is_blank(text: np.ndarray | bytes) -> bool:
+    return not bytes(text).strip(b" \t\r\n")
 
 
 def _malformed(name: str, line: int, text: np.ndarray) -> ValueError:
-    found = text[:_SHOWN].tobytes().split(b"\n")[0].decode(errors="replace").rstrip()
+    found = text[:_SHOWN].tobytes().split(b"\n")[0]
+    cure = "" if found.isascii() and b"\0" not in found else f": the file is corrupt; {_CURE}"
     return ValueError(
-        f"{name}, line {line}: expected two whole numbers and a number with tabs between, found {found!r}; {_CURE}"
+        f"{name}, line {line}: expected two whole numbers and a number with tabs between, "
+        f"found {found.decode(errors='backslashreplace')!r}{cure}"
     )
 
 

@@ -1,34 +1,11 @@
-"""The report of a run: its figures, the table, JSON, plots, progress."""
+"""The report of a run: its figures, the table, JSON."""
 
 from pathlib import Path
 
 import pytest
 
 from spdnn_jax.command_line import report
-
-
-def make_report(**changes: object) -> report.Report:
-    """A run of three layers of 10, 20 and 30 edges in two seconds."""
-    fields: dict[str, object] = {
-        "network": "8 x 3, radixnet weights",
-        "neurons": 8,
-        "layers": 3,
-        "features": 100,
-        "inputs": "random",
-        "edges": 60,
-        "device": "a processor, 2 cores",
-        "backend": "cpu",
-        "compress": "none",
-        "versions": {"jax": "1.2.3"},
-        "command": "spdnn --neurons=8",
-        "seconds": {"read": 0.25, "compile": 0.5, "inference": 2.0},
-        "inference_seconds": [1.0, 2.0, 3.0],
-        "active": [50, 5, 0],
-        "layer_edges": [10, 20, 30],
-        "multiplied_edges": [5, 10, 15],
-        "categories": 0,
-    }
-    return report.Report(**(fields | changes))  # pyright: ignore[reportArgumentType]
+from tests.command_line.example import PROFILE, make_report
 
 
 def test_edges_per_second() -> None:
@@ -51,10 +28,11 @@ def test_table_says_what_was_measured() -> None:
     assert rows["network"] == "8 x 3, radixnet weights: 60 edges"
     assert rows["back end"] == "cpu on a processor, 2 cores, --compress=none"
     assert rows["multiplied"] == "50.0% of the edges"
-    assert rows["read"] == "0.25 s"
+    assert rows["seconds"] == "read 0.25, compile 0.5"
     assert rows["inference"] == "2 s, median of 3: device-resident input to categories"
-    assert rows["after layer 1"] == "50 active"
-    assert rows["after layer 3"] == "0 active"
+    assert rows["nominal"] == "3e-06 GE/s: features x edges of the original network / seconds"
+    assert rows["active"] == "5.375e-07 GE/s: edges truly multiplied / seconds"
+    assert rows["active features"] == "layer 1: 50; 3: 0"
     assert rows["check"] == "as it should be"
     assert "truth" not in rows
 
@@ -64,9 +42,9 @@ def test_table_says_what_was_measured() -> None:
     [
         (1, [1]),
         (3, [1, 3]),
-        (25, [1, 10, 20, 25]),
-        (120, [1, *range(10, 121, 10)]),
-        (1920, [1, 10, 20, 30, 40, 50, *range(160, 1921, 160)]),
+        (25, [1, 3, 10, 25]),
+        (30, [1, 3, 10, 30]),
+        (1920, [1, 3, 10, 30, 100, 300, 1000, 1920]),
     ],
 )
 def test_shown_layers(layers: int, shown: list[int]) -> None:
@@ -113,66 +91,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
 
 
-@pytest.mark.parametrize("name", ["report.json", "figure.png"])
-def test_a_write_that_fails_at_the_end_leaves_nothing(tmp_path: Path, name: str) -> None:
+def test_a_write_that_fails_at_the_end_leaves_nothing(tmp_path: Path) -> None:
     """A folder of the target's name lets the content be written beside it, and refuses the last step."""
-    (tmp_path / name).mkdir()
-    with pytest.raises(OSError, match=name):
-        if name == "report.json":
-            make_report().write(tmp_path / name)
-        else:
-            report.plot_layers([vars(make_report())], tmp_path / name)
-    assert [file.name for file in tmp_path.iterdir()] == [name]
+    target = tmp_path / "report.json"
+    target.mkdir()
+    with pytest.raises(OSError, match=target.name):
+        make_report().write(target)
+    assert list(tmp_path.iterdir()) == [target]
 
 
-def test_plot_draws_active_features_and_multiplied_edges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = []
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    monkeypatch.setattr(pyplot, "close", figures.append)
-    report.plot_layers([vars(make_report())], tmp_path / "figure.png")
-    features, edges = (axis.lines[0] for axis in figures[0].axes)
-    assert features.get_ydata().tolist() == [50, 5, 0]
-    assert edges.get_ydata().tolist() == [100 * 5, 50 * 10, 5 * 15]
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_plot_of_networks_has_the_paper_s_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines of one compression each; the paper's only where the work is the same."""
-    figures = []
-    monkeypatch.setattr(pytest.importorskip("matplotlib.pyplot"), "close", figures.append)
-    sizes = [(4096, 120), (1024, 480), (1024, 120)]
-    runs = [
-        vars(make_report(neurons=n, layers=k, features=60000, compress=compress))
-        for n, k in sizes
-        for compress in ("none", "full")
-    ]
-    report.plot_networks(runs, tmp_path / "figure.png")
-    report.plot_networks([vars(make_report())], tmp_path / "small.png")
-    axis, small = (figure.axes[0] for figure in figures)
-    assert [text.get_text() for text in axis.get_xticklabels()] == ["1024x120", "1024x480", "4096x120"]
-    none, full, paper = axis.lines
-    assert none.get_xdata().tolist() == full.get_xdata().tolist() == [2, 1, 0]
-    assert none.get_label().endswith("--compress=none")
-    assert paper.get_ydata().tolist() == [0.0113, 0.0365, 0.048]
-    assert len(small.lines) == 1
-
-
-PROFILE = [
-    {"seconds": seconds, "kernel": kernel, "features": 100, "active_edges_per_second": 1e12}
-    for seconds, kernel in ((0.002, "grouped"), (7.2e-6, "resident"), (1.5, "resident"))
-]
-
-
-def test_a_profile_is_in_the_table_and_the_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = make_report(profile=PROFILE)
-    assert "layer 1 alone  2 ms, grouped, 100 features, 1 TE/s active" in result.table()
-    assert "layer 3 alone  1.5 s, resident" in result.table()
-    figures = []
-    monkeypatch.setattr(pytest.importorskip("matplotlib.pyplot"), "close", figures.append)
-    report.plot_layers([vars(make_report()), vars(result)], tmp_path / "figure.png")
-    (line,) = figures[0].axes[2].lines
-    assert line.get_ydata().tolist() == [0.002, 7.2e-6, 1.5]
-    assert line.get_label().endswith("grouped/resident")
+def test_a_profile_is_in_the_table() -> None:
+    table = make_report(profile=PROFILE).table()
+    assert "layer 1 alone    2 ms, grouped, 100 features, 1 TE/s active" in table
+    assert "layer 3 alone    1.5 s, resident" in table
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(1.59, "1.59 s"), (0.0113, "11.3 ms"), (7.2e-6, "7.2 us")])
@@ -180,31 +111,16 @@ def test_duration(seconds: float, text: str) -> None:
     assert report.duration(seconds) == text
 
 
-def test_plot_of_an_unknown_format_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not supported"):
-        report.plot_layers([vars(make_report())], tmp_path / "figure.unknown")
-    assert not list(tmp_path.iterdir())
-
-
-def test_progress_bar_counts_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Steps report how many are done so far; a bar that added them up would pass 100%."""
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with report.progress_bar("working", 4) as progress:
-        for done in (1, 2, 4):
-            progress(done)
-        bar = progress.bar  # pyright: ignore[reportFunctionMemberAccess]
-        assert (bar.n, bar.total) == (4, 4)
-    assert "working" in capsys.readouterr().err
-
-
-def test_progress_without_a_terminal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with report.progress_bar("working", 4) as progress:
-        progress(4)
-    captured = capsys.readouterr()
-    assert captured.err == "working ...\n"
-    assert captured.out == ""
-
-
 def test_device_and_versions_say_where_it_ran() -> None:
     assert "cores" in report.device() or report.device().startswith("NVIDIA")
     assert set(report.versions()) == {"spdnn_jax", "jax", "jaxlib", "numpy", "python"}
+
+
+def test_the_table_fits_a_screen() -> None:
+    """Thirteen lines of active features, and one for each stage, pushed what matters off it."""
+    edges = [32] * 1920
+    result = make_report(
+        layers=1920, active=edges, layer_edges=edges, multiplied_edges=edges, check="agrees", truth="too"
+    )
+    table = result.table()
+    assert len(table.splitlines()) < 20

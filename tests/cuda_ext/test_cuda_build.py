@@ -4,7 +4,6 @@ import importlib.metadata
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -16,13 +15,12 @@ FAMILIES = ("staged", "grouped", "resident")
 @pytest.fixture(scope="module")
 def cuobjdump() -> list[str]:
     """The tool and the library it reads; skips where one of them is absent."""
-    library = Path(_native.__file__).with_name("_cuda.so")
-    if not library.exists():
+    if not _native.has_cuda_library():
         pytest.skip("built without CUDA")
     tool = _packaged_tool() or shutil.which("cuobjdump")
     if tool is None:
         pytest.skip("cuobjdump is absent: pip install nvidia-cuda-cuobjdump, or put the CUDA toolkit's on the PATH")
-    return [tool, str(library)]
+    return [tool, str(_native.CUDA_LIBRARY)]
 
 
 def _packaged_tool() -> str | None:

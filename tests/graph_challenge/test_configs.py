@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from spdnn_jax.command_line import app
+from spdnn_jax.command_line import options
 from spdnn_jax.graph_challenge import networks
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -15,7 +15,7 @@ NETWORKS = {f"{neurons}x{layers}": (neurons, layers) for neurons in networks.NEU
 def parse(path: Path) -> flags.FlagValues:
     """The program's flags, set from a flagfile, without touching the global ones."""
     values = flags.FlagValues()
-    for flag in flags.FLAGS.get_key_flags_for_module(app.__name__):
+    for flag in options.defined():
         flags.DEFINE_flag(flag.__deepcopy__({}), flag_values=values)
     values(["spdnn", f"--flagfile={path}"])
     return values

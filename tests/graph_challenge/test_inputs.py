@@ -1,7 +1,10 @@
 """Input features."""
 
+import contextlib
 import gzip
 import struct
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +82,53 @@ def test_corrupt_mnist_is_named(tmp_path: Path, damage: object, message: str) ->
     path.write_bytes(damage(path.read_bytes()))  # pyright: ignore[reportCallIssue]
     with pytest.raises(ValueError, match=message):
         inputs.mnist(tmp_path, 1024, 2)
+
+
+@contextlib.contextmanager
+def little_memory() -> Iterator[None]:
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 1 << 27, 1 << 27), "announces images of 134217728 x 134217728 pixels"),
+        ((1, 0, 0), "announces images of 0 x 0"),
+        ((1, 28, 56), "not square"),
+        ((3, 28, 28), "announces 3 images, but is cut short or too long"),
+        (((1 << 32) - 1, 28, 28), "announces 4,294,967,295 images, but is cut short"),
+    ],
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_header_that_lies_takes_no_memory(
+    tmp_path: Path, shape: tuple[int, int, int], message: str, packed: bool
+) -> None:
+    content = struct.pack(">4I", 0x803, *shape) + bytes(28 * 56)
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(gzip.compress(content) if packed else content)
+    with little_memory(), pytest.raises(ValueError, match=message):
+        inputs.mnist(tmp_path, 1024, 1)
+
+
+def test_a_gzip_bomb_takes_no_memory(tmp_path: Path) -> None:
+    """What a header does not announce is not unpacked: 64 MB of zeros behind one image."""
+    content = struct.pack(">4I", 0x803, 1, 28, 28) + bytes(64 << 20)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(content, 1))
+    with little_memory(), pytest.raises(ValueError, match="too long"):
+        inputs.mnist(tmp_path, 1024, 1)
+
+
+@pytest.mark.parametrize("folder", ["MNIST/raw", "raw", "train-images-idx3-ubyte", "."])
+@pytest.mark.parametrize("packed", [True, False])
+def test_mnist_is_found_where_others_put_it(tmp_path: Path, folder: str, packed: bool) -> None:
+    """As torchvision keeps it, in MNIST/raw; as Kaggle's archive does, in a folder by the file's own name."""
+    (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    path = write_mnist(tmp_path / folder, np.full((2, 28, 28), 255, np.uint8), packed)
+    path.rename(path.with_name("train-images-idx3-ubyte"))
+    assert inputs.mnist(tmp_path, 784, 2).all()
 
 
 def test_cut_gzip_is_named(tmp_path: Path) -> None:

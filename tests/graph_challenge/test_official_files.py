@@ -3,13 +3,17 @@
 import gzip
 import io
 import tarfile
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spdnn_jax import Clip
 from spdnn_jax._native import core
 from spdnn_jax.graph_challenge import official_files, radixnet
 from spdnn_jax.network import NetworkFile
@@ -98,6 +102,58 @@ def test_a_malformed_layer_is_named(tmp_path: Path, change: object, message: str
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("block", [1000, 1 << 20])
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text + b"\n",
+        lambda text: text + b"\r\n \n\t\n" * 50,
+        lambda text: text + b"   ",
+        lambda text: text.replace(b"\n", b"\t\n"),
+        lambda text: text.replace(b"\n", b"\r\n"),
+    ],
+)
+def test_what_programs_add_to_a_table_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harmless: Callable[[bytes], bytes], block: int, suffix: str
+) -> None:
+    monkeypatch.setattr(official_files, "_BLOCK", block)
+    text = harmless("".join(layer_lines()).encode())
+    path = tmp_path / "layer.tsv"  # packed or not: told by its bytes
+    path.write_bytes(gzip.compress(text, 1) if suffix else text)
+    layer = official_files.read_layer(path, NEURONS)
+    np.testing.assert_array_equal(layer.indices, next(radixnet.layers(NEURONS, 1)).indices)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown", "is_corrupt"),
+    [("\t1\t1\t1", r"'\t1\t1\t1'", False), ("1 1 1 ", "'1 1 1 '", False), ("1\t1\t\x001", r"'1\t1\t\x001'", True)],
+)
+def test_a_malformed_line_is_shown_as_it_is(tmp_path: Path, line: str, shown: str, is_corrupt: bool) -> None:
+    """Blanks at its ends may be what is wrong; to fetch the file again mends damage, not another form."""
+    path = tmp_path / "layer.tsv"
+    path.write_text("".join([*layer_lines()[:2], line + "\n", *layer_lines()[3:]]))
+    with pytest.raises(ValueError, match="line 3: expected two whole numbers") as caught:
+        official_files.read_layer(path, NEURONS)
+    assert f"found {shown}" in str(caught.value)
+    assert ("fetch the file again" in str(caught.value)) == is_corrupt
+
+
+def test_blank_lines_between_rows_are_no_form(tmp_path: Path) -> None:
+    path = tmp_path / "layer.tsv"
+    path.write_text("".join([*layer_lines()[:4], "\n" * 100, *layer_lines()[4:]]))
+    with pytest.raises(ValueError, match=r"line 5: expected .*found ''"):
+        official_files.read_layer(path, NEURONS)
+
+
+def test_a_layer_of_too_many_edges_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "layer.tsv"
+    path.write_text("".join([*layer_lines(), *layer_lines()]))
+    with pytest.raises(ValueError, match="more than the 2,048 edges"):
+        official_files.read_layer(path, NEURONS)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_agree_on_rows_and_on_the_malformed_line(threads: int) -> None:
     """A file of several parts must neither lose rows at their borders nor count the lines of one part only."""
@@ -133,7 +189,9 @@ def test_threads_agree_on_rows_and_on_the_malformed_line(threads: int) -> None:
         (b"\t1\t1\n", None),
         (b"1\t1\t\n", None),
         (b"1\t1\n", None),
-        (b"1\t1\t1\t\n", None),
+        (b"1\t1\t1\t\n", (1, 1, 1)),
+        (b"1\t1\t1 \t \r\n", (1, 1, 1)),
+        (b"1\t1\t1\t\t\n", None),
         (b"1\t1\t1\t1\n", None),
         (b"1 1 1\n", None),
         (b"1\t1\t+-1\n", None),
@@ -241,6 +299,60 @@ def test_messages_name_the_archive_and_not_its_temporary_folder(tmp_path: Path) 
     assert str(malformed.value).startswith(f"{path}: neuron64/n64-l1.tsv, line 1")
 
 
+def test_a_plain_archive_is_told_by_its_bytes(tmp_path: Path) -> None:
+    """A browser may unpack what it fetches and keep the name."""
+    path = write_archive(tmp_path, [f"neuron{NEURONS}/n{NEURONS}-l1.tsv"])
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    assert len(list(official_files.layers(tmp_path, NEURONS, 1))) == 1
+
+
+def archive_with(folder: Path, change: Callable[[tarfile.TarInfo], None], content: bytes = b"", **options: Any) -> Path:
+    path = folder / f"neuron{NEURONS}.tar.gz"
+    with tarfile.open(path, "w:gz", **options) as archive:
+        member = tarfile.TarInfo(f"neuron{NEURONS}/n{NEURONS}-l1.tsv")
+        member.size = len(content)
+        change(member)
+        archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("mtime", [2**62, -(2**62), 1e300])
+def test_the_time_of_a_member_does_not_matter(tmp_path: Path, mtime: float) -> None:
+    content = "".join(layer_lines()).encode()
+    archive_with(
+        tmp_path,
+        lambda member: setattr(member, "pax_headers", {"mtime": str(mtime)}),
+        content,
+        format=tarfile.PAX_FORMAT,
+    )
+    assert len(list(official_files.layers(tmp_path, NEURONS, 1))) == 1
+
+
+def test_a_member_larger_than_any_layer_is_refused(tmp_path: Path) -> None:
+    """A few kB of gzip unpack to as many MB, which must not fill the disk."""
+    archive_with(tmp_path, lambda member: None, bytes(64 * 32 * NEURONS + 1))
+    with pytest.raises(ValueError, match="more than such a layer can have"):
+        list(official_files.layers(tmp_path, NEURONS, 1))
+
+
+def test_a_header_that_would_fill_memory_is_refused(tmp_path: Path) -> None:
+    archive_with(
+        tmp_path, lambda member: setattr(member, "pax_headers", {"comment": "x" * (2 << 20)}), format=tarfile.PAX_FORMAT
+    )
+    with pytest.raises(ValueError, match="a header of more than a MiB"):
+        list(official_files.layers(tmp_path, NEURONS, 1))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_nothing_is_left_in_the_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    write_archive(tmp_path, [f"neuron{NEURONS}/n{NEURONS}-l{k}.tsv" for k in (1, 2)])
+    for _ in official_files.layers(tmp_path, NEURONS, 2):
+        assert not list(folder.iterdir())
+
+
 def test_a_link_in_an_archive_is_no_layer(tmp_path: Path) -> None:
     """Extracting a hard link to a member that is not there raises KeyError."""
     with tarfile.open(tmp_path / f"neuron{NEURONS}.tar.gz", "w:gz") as archive:
@@ -304,7 +416,7 @@ def test_convert_writes_what_layers_reads(tmp_path: Path) -> None:
     official_files.convert(tmp_path, NEURONS, 3, tmp_path / "network.safetensors", done.append)
     assert done == [1, 2, 3]
     converted = NetworkFile(tmp_path / "network.safetensors")
-    assert (len(converted), converted.cap) == (3, 32.0)
+    assert converted.activation == (Clip.relu(32),) * 3
     for ours, theirs in zip(converted, official_files.layers(tmp_path, NEURONS, 3), strict=True):
         np.testing.assert_array_equal(ours.indices, theirs.indices)
         assert ours.values == theirs.values

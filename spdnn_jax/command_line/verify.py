@@ -1,0 +1,83 @@
+"""The categories of a run, compared with the float64 oracle's and with a truth file."""
+
+import numpy as np
+
+from spdnn_jax.command_line import sources
+from spdnn_jax.command_line.options import FLAGS, SAMPLE
+from spdnn_jax.command_line.progress import progress_bar
+from spdnn_jax.distributed import hosts
+from spdnn_jax.distributed.mesh import share_of_process
+from spdnn_jax.graph_challenge import oracle
+
+_ORACLE_BYTES = 1 << 31  # of float64 activations that the oracle holds at a time
+
+
+def check(share: np.ndarray, alive: np.ndarray) -> tuple[str | None, bool]:
+    """Compares with the float64 oracle; returns the outcome in words, and whether they agree.
+
+    Each process checks what it holds of the sample.
+    """
+    if FLAGS.check == "none":
+        return None, True
+    chosen = np.ones(len(alive), bool)
+    if FLAGS.check == "sample" and len(alive) > SAMPLE:
+        chosen[:] = False
+        chosen[np.random.default_rng(FLAGS.seed).choice(len(alive), SAMPLE, replace=False)] = True
+    own = share_of_process()
+    differs = np.zeros(len(alive), bool)
+    differs[own][chosen[own]] = _oracle(share[chosen[own]]) != alive[own][chosen[own]]
+    wrong = np.flatnonzero(hosts.gather(differs).any(axis=0))
+    count = np.count_nonzero(chosen)
+    if wrong.size == 0:
+        return f"categories of {count:,} features equal the float64 oracle's", True
+    return (
+        f"FAILED: {wrong.size} of {count:,} categories differ from the float64 oracle's, first {wrong[0] + 1}",
+        False,
+    )
+
+
+def _oracle(y0: np.ndarray) -> np.ndarray:
+    """The oracle's categories, for as many features at a time as fit; the layers are read anew each time."""
+    step = max(1, _ORACLE_BYTES // (8 * y0.shape[1]))
+    parts = [y0[first : first + step] for first in range(0, len(y0), step)]
+    categories = []
+    with progress_bar(f"float64 oracle ({len(y0):,} features)", FLAGS.layers * len(parts)) as progress:
+        for number, part in enumerate(parts):
+            done = number * FLAGS.layers
+            result = oracle.infer(
+                sources.open_layers(),
+                part,
+                activation=sources.activation(),
+                progress=lambda layer, done=done: progress(done + layer),
+            )
+            categories.append(result.categories)
+    return np.concatenate(categories) if categories else np.zeros(0, bool)
+
+
+def compare(categories: np.ndarray, truth: np.ndarray | None) -> tuple[str | None, bool]:
+    """Compares with the truth file; returns the outcome in words, and whether they agree."""
+    if truth is None:
+        return None, True
+    truth = truth[truth <= FLAGS.features]
+    common = np.intersect1d(categories, truth).size
+    agree = common == len(truth) == len(categories)
+    text = f"{common:,} of the file's {len(truth):,} categories found, {len(categories) - common:,} beside them"
+    return (text if agree else f"DIFFERS: {text}{_why_not_official()}"), agree
+
+
+def _why_not_official() -> str:
+    """Why a run on other data than the official cannot give the official truth, and what to do about it."""
+    reasons = []
+    if FLAGS.weights != "official":
+        reasons.append("generated weights are not the official ones")
+    if FLAGS.inputs == "mnist":
+        reasons.append("MNIST, resized by us, reproduces 98% of the official categories")
+    elif FLAGS.inputs != "official":
+        reasons.append(f"--inputs={FLAGS.inputs} are other features than the official ones")
+    if not reasons:
+        return ""
+    return (
+        f". If the file is the official truth, it cannot be met: {', and '.join(reasons)}. Fetch the official files "
+        f"(spdnn download --neurons={FLAGS.neurons} --layers={FLAGS.layers} --dataset_dir=official), and run with "
+        "--weights=official --inputs=official --dataset_dir=official"
+    )

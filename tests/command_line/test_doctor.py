@@ -1,0 +1,78 @@
+"""What the doctor finds."""
+
+import importlib.metadata
+
+import numpy as np
+import pytest
+
+from spdnn_jax import _native
+from spdnn_jax.command_line import doctor
+from tests.command_line.program import spdnn
+
+WITHOUT_GPU = pytest.mark.skipif(_native.cuda_unavailable_reason() is None, reason="speaks of machines without a GPU")
+
+
+def findings(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
+    code = doctor.doctor([])
+    lines = capsys.readouterr().out.splitlines()
+    return code, {name.strip(): text.strip() for name, _, text in (line.partition("  ") for line in lines)}
+
+
+def test_a_sound_installation() -> None:
+    done = spdnn("doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "right on a network" in done.stdout
+    assert "nothing is wrong" in done.stdout
+    assert "WRONG" not in done.stdout
+
+
+def test_wrong_results_are_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A doctor that compared a back end with itself would find every one of them sound."""
+    monkeypatch.setattr(doctor, "_expected", lambda: np.zeros((doctor._FEATURES, doctor._NEURONS), np.float32))
+    code, found = findings(capsys)
+    assert code == 1
+    assert found["CPU back end"].startswith("WRONG: ")
+    assert "gives wrong results" in found["CPU back end"]
+
+
+def test_a_back_end_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> np.ndarray:
+        raise RuntimeError("no such\n device")
+
+    monkeypatch.setattr(doctor, "_features", fail)
+    code, found = findings(capsys)
+    assert code == 1
+    assert found["CPU back end"].endswith("fails: no such device")
+
+
+@WITHOUT_GPU
+@pytest.mark.parametrize(
+    ("built", "said"), [(False, "not built: reinstall with nvcc"), (True, "built, but not in use")]
+)
+def test_a_gpu_that_is_not_used(
+    built: bool, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_driver", lambda: "NVIDIA X, 80 GiB, 580.1")
+    monkeypatch.setattr(_native, "has_cuda_library", lambda: built)
+    code, found = findings(capsys)
+    assert code == 1
+    assert found["GPU driver"] == "NVIDIA X, 80 GiB, 580.1"
+    assert said in found["CUDA back end"]
+    assert "pip install 'spdnn_jax[cuda13]'" in found["JAX's GPU plugin"]
+
+
+def test_missing_extras_are_told_and_not_wrong(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = importlib.metadata.version
+
+    def without_matplotlib(name: str) -> str:
+        if name == "matplotlib":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_matplotlib)
+    code, found = findings(capsys)
+    assert code == 0
+    assert found["extra plot"] == "matplotlib missing: pip install 'spdnn_jax[plot]'"
+    assert "safetensors" in found["extra data"]

@@ -1,0 +1,24 @@
+"""How far a step is."""
+
+import pytest
+
+from spdnn_jax.command_line.progress import progress_bar
+
+
+def test_progress_bar_counts_what_is_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps report how many are done so far; a bar that added them up would pass 100%."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with progress_bar("working", 4) as progress:
+        for done in (1, 2, 4):
+            progress(done)
+        bar = progress.bar  # pyright: ignore[reportFunctionMemberAccess]
+        assert (bar.n, bar.total) == (4, 4)
+    assert "working" in capsys.readouterr().err
+
+
+def test_progress_without_a_terminal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("working", 4) as progress:
+        progress(4)
+    captured = capsys.readouterr()
+    assert captured.err == "working ...\n"
+    assert captured.out == ""
