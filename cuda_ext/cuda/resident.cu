@@ -23,7 +23,7 @@ struct Activations {
     return (width * tile * static_cast<int64_t>(sizeof(float)) + 15) / 16 * 16;
   }
 
-  __device__ Activations(char* memory, const Columns& columns, int, int)
+  __device__ Activations(char* memory, const Columns& columns)
       : data(reinterpret_cast<float*>(memory)), columns(columns) {}
 
   __device__ float* at(int neuron, int column) const { return data + (neuron << columns.count_bits) + column; }
@@ -154,8 +154,8 @@ struct NoValues {
   __device__ __forceinline__ void load(const float*, int, int, int) {}
 };
 
-// Adds the unit's edges to its sums: one multiply-add for each edge, output and feature. Indices and values are a chunk
-// ahead, for they may come from device memory.
+// Adds the unit's edges to its sums: one multiply-add for each edge, output and feature. Indices, and values where they
+// take few registers, are a chunk ahead, for they may come from device memory.
 template <int kVector, int kOutputs, bool kStored>
 __device__ __forceinline__ void add_edges(const LayerView& view, const PlanRun& run, const Unit& unit,
                                           const FeatureColumn<kVector>& column, float (&sums)[kOutputs][kVector]) {
@@ -170,15 +170,17 @@ __device__ __forceinline__ void add_edges(const LayerView& view, const PlanRun& 
   int position = unit.slice * chunks + unit.lane;
   const int end = position + chunks * unit.width;
   uint2 next = indices[position];
-  if (stored) next_values.load(values, position, group_outputs, unit.first_output);
+  constexpr bool kAhead = kOutputs == 1;
+  if (kAhead && stored) next_values.load(values, position, group_outputs, unit.first_output);
 #pragma unroll 1
   while (position < end) {
     const uint2 now = next;
+    if (!kAhead && stored) next_values.load(values, position, group_outputs, unit.first_output);
     const auto weights = next_values;
     position += unit.width;
     if (position < end) {
       next = indices[position];
-      if (stored) next_values.load(values, position, group_outputs, unit.first_output);
+      if (kAhead && stored) next_values.load(values, position, group_outputs, unit.first_output);
     }
     float x[kEdgeChunk][kVector];
 #pragma unroll
