@@ -5,13 +5,14 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from spdnn_jax import _native, ops
-from spdnn_jax.command_line import options, profiling, report, sources, verify
+from spdnn_jax.command_line import options, own, profiling, report, sources, verify
 from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.command_line.progress import progress_bar
 from spdnn_jax.distributed import hosts, pieces
@@ -27,9 +28,11 @@ def run(_: list[str]) -> int:
     _require_flags()
     options.check_outputs("categories_out", "report_out")
     sources.find_inputs()
+    seconds: dict[str, float] = {}
+    _timed(seconds, "read", own.settle)
+    labels = own.labels()
     truth = networks.read_categories(FLAGS.truth) if FLAGS.truth else None
     backend = _choose_backend()
-    seconds: dict[str, float] = {}
     plan = _build_plan(seconds)
     share = _timed(seconds, "inputs", sources.read_features)
     if share.shape[1] != plan.inputs:
@@ -43,7 +46,7 @@ def run(_: list[str]) -> int:
     check, agrees = verify.check(share, alive)
     truth_text, matches = verify.compare(categories, truth)
     result = report.Report(
-        network=f"{FLAGS.neurons} x {plan.layers}, {FLAGS.weights} weights",
+        network=_name(plan),
         neurons=FLAGS.neurons,
         layers=plan.layers,
         features=FLAGS.features,
@@ -62,6 +65,7 @@ def run(_: list[str]) -> int:
         categories=len(categories),
         check=check,
         truth=truth_text,
+        right=None if labels is None else verify.score(plan, share, labels, "xla" if backend == "xla" else "auto"),
         profile=profile,
         devices=len(active),
         processes=jax.process_count(),
@@ -72,6 +76,12 @@ def run(_: list[str]) -> int:
     if hosts.is_first():
         _write(result, categories)
     return 0 if agrees and matches else 1
+
+
+def _name(plan: Plan) -> str:
+    if FLAGS.network:
+        return f"{', '.join(FLAGS.network)}: {plan.layers} layers, {plan.inputs} inputs, {plan.outputs} outputs"
+    return f"{FLAGS.neurons} x {plan.layers}, {FLAGS.weights} weights"
 
 
 def _write(result: report.Report, categories: np.ndarray) -> None:
@@ -88,6 +98,7 @@ def _require_flags() -> None:
         options.reject("--weights=official and --inputs=official need --dataset_dir")
     if FLAGS.inputs == "mnist" and not FLAGS.mnist_dir:
         options.reject("--inputs=mnist needs --mnist_dir")
+    _require_flags_of_files()
     for name in ("stream_layers", "stream_features"):
         value = getattr(FLAGS, name)
         if value != "auto" and not (value.isdecimal() and int(value) > 0):
@@ -96,6 +107,21 @@ def _require_flags() -> None:
         options.reject("--rebalance_after is for weights that stay on the devices: drop it, or --stream_layers")
     if FLAGS.profile_layers and (FLAGS.devices or 1) * (FLAGS.num_processes or 1) > 1:
         options.reject("--profile_layers times one device: drop it, or --devices and --num_processes")
+
+
+def _require_flags_of_files() -> None:
+    """Flags that say what a file holds go with the flag that names it."""
+    for name in ("weights", "layers"):
+        if FLAGS.network and FLAGS[name].present:
+            options.reject(f"--network says all of its layers: drop --{name}")
+    for name in ("activation", "biases", "transpose", "index_base", "tensors"):
+        if FLAGS[name].present and not FLAGS.network:
+            options.reject(f"--{name} is for --network")
+    own.activations()
+    if FLAGS.inputs not in options.INPUTS and not Path(FLAGS.inputs).is_file():
+        options.reject(f"--inputs takes {', '.join(options.INPUTS)} or a file, and there is no file {FLAGS.inputs!r}")
+    if FLAGS.full_scale and FLAGS.inputs in options.INPUTS:
+        options.reject("--full_scale is for a file of --inputs")
 
 
 def _choose_backend() -> str:
@@ -130,9 +156,13 @@ def _build_plan(seconds: dict[str, float]) -> Plan:
     start = time.perf_counter()
     with progress_bar("building the plan", FLAGS.layers) as progress, jax.default_device(_host()):
         plan = build_plan(
-            timed_layers(), cap=sources.cap(), compress=FLAGS.compress, kernel=FLAGS.kernel, progress=progress
+            timed_layers(),
+            activation=sources.activation(),
+            compress=FLAGS.compress,
+            kernel=FLAGS.kernel,
+            progress=progress,
         )
-    seconds["read"] = read
+    seconds["read"] += read
     seconds["plan"] = time.perf_counter() - start - read
     return plan
 

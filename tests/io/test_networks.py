@@ -276,6 +276,7 @@ SP = saved(sp.save_npz, sp.eye_array(3, format="csr"))
 WRONG_INDICES = saved(
     np.savez, format=np.array(b"csr"), shape=[2, 2], data=np.ones(2), indices=[0, 9], indptr=[0, 1, 2]
 )
+PLAN = safetensors.numpy.save({"words": np.ones(3, np.uint32)}, {"format": "spdnn_jax plan 1"})
 CSR = {"fc.weight.crow_indices": np.array([0, 1, 2]), "fc.weight.values": np.ones(2, np.float32)}
 
 
