@@ -20,6 +20,7 @@ def convert(_: list[str]) -> int:
     """Writes official files, or those of --network, as one network file."""
     if not (FLAGS.dataset_dir or FLAGS.network) or not FLAGS.output:
         options.reject("spdnn convert needs --output, and --network or --dataset_dir")
+    own.require_flags()
     options.check_outputs("output")
     if FLAGS.network:
         own.network().save(FLAGS.output)

@@ -18,6 +18,9 @@ SAMPLE = 1000
 INPUTS = ("digits", "mnist", "official", "random")
 """What --inputs may be beside a file."""
 
+OF_NETWORK = ("activation", "biases", "transpose", "index_base", "tensors")
+"""Flags that say what --network does not."""
+
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("neurons", 1024, "Neurons of a layer: 16 * 2^k; 1024, 4096, 16384 or 65536 in the challenge.", 1)
 flags.DEFINE_integer("layers", 120, "Number of layers: 120, 480 or 1920 in the challenge.", 1)
@@ -77,7 +80,7 @@ def defined() -> list[flags.Flag]:
 
 
 _TAKEN = {
-    "convert": ("neurons", "layers", "dataset_dir", "output"),
+    "convert": ("neurons", "layers", "dataset_dir", "network", *OF_NETWORK, "output"),
     "download": ("neurons", "layers", "dataset_dir", "base_url"),
     "plot": ("figure", "output"),
     "doctor": (),

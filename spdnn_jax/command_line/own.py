@@ -1,6 +1,7 @@
 """Files of one's own: what --network, --inputs and --labels name."""
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,21 @@ from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.io import read_array, read_network
 from spdnn_jax.io.arrays import read_vector
 from spdnn_jax.network import SparseNetwork
+
+
+def require_flags() -> None:
+    """Ends the program where flags do not go together."""
+    for name in ("weights", "layers"):
+        if FLAGS.network and FLAGS[name].present:
+            options.reject(f"--network says all of its layers: drop --{name}")
+    for name in options.OF_NETWORK:
+        if FLAGS[name].present and not FLAGS.network:
+            options.reject(f"--{name} is for --network")
+    activations()
+    if FLAGS.inputs not in options.INPUTS and not Path(FLAGS.inputs).is_file():
+        options.reject(f"--inputs takes {', '.join(options.INPUTS)} or a file, and there is no file {FLAGS.inputs!r}")
+    if FLAGS.full_scale and FLAGS.inputs in options.INPUTS:
+        options.reject("--full_scale is for a file of --inputs")
 
 
 def settle() -> None:

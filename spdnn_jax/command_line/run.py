@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -98,7 +97,7 @@ def _require_flags() -> None:
         options.reject("--weights=official and --inputs=official need --dataset_dir")
     if FLAGS.inputs == "mnist" and not FLAGS.mnist_dir:
         options.reject("--inputs=mnist needs --mnist_dir")
-    _require_flags_of_files()
+    own.require_flags()
     for name in ("stream_layers", "stream_features"):
         value = getattr(FLAGS, name)
         if value != "auto" and not (value.isdecimal() and int(value) > 0):
@@ -107,21 +106,6 @@ def _require_flags() -> None:
         options.reject("--rebalance_after is for weights that stay on the devices: drop it, or --stream_layers")
     if FLAGS.profile_layers and (FLAGS.devices or 1) * (FLAGS.num_processes or 1) > 1:
         options.reject("--profile_layers times one device: drop it, or --devices and --num_processes")
-
-
-def _require_flags_of_files() -> None:
-    """Flags that say what a file holds go with the flag that names it."""
-    for name in ("weights", "layers"):
-        if FLAGS.network and FLAGS[name].present:
-            options.reject(f"--network says all of its layers: drop --{name}")
-    for name in ("activation", "biases", "transpose", "index_base", "tensors"):
-        if FLAGS[name].present and not FLAGS.network:
-            options.reject(f"--{name} is for --network")
-    own.activations()
-    if FLAGS.inputs not in options.INPUTS and not Path(FLAGS.inputs).is_file():
-        options.reject(f"--inputs takes {', '.join(options.INPUTS)} or a file, and there is no file {FLAGS.inputs!r}")
-    if FLAGS.full_scale and FLAGS.inputs in options.INPUTS:
-        options.reject("--full_scale is for a file of --inputs")
 
 
 def _choose_backend() -> str:

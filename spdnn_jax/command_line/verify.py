@@ -71,7 +71,9 @@ def compare(categories: np.ndarray, truth: np.ndarray | None) -> tuple[str | Non
 def _why_not_official() -> str:
     """Why a run on other data than the official cannot give the official truth, and what to do about it."""
     reasons = []
-    if FLAGS.weights != "official":
+    if FLAGS.network:
+        reasons.append("--network is another one than the official")
+    elif FLAGS.weights != "official":
         reasons.append("generated weights are not the official ones")
     if FLAGS.inputs == "mnist":
         reasons.append("MNIST, resized by us, reproduces 98% of the official categories")
