@@ -1,12 +1,16 @@
 """What the modules are made of: a layer whose weights can all be trained."""
 
 import dataclasses
+import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import sparse
 
+from spdnn_jax import ops
+from spdnn_jax.activation import Clip
 from spdnn_jax.network import SparseLayer
 
 
@@ -37,3 +41,23 @@ def trainable_layer(weights: Any, bias: Any = None) -> SparseLayer:
         bias=jnp.broadcast_to(jnp.asarray(layer.bias, jnp.float32), (layer.outputs,)),
         inputs=layer.inputs,
     )
+
+
+def forward(layer: SparseLayer, y: jax.Array, activation: Clip) -> jax.Array:
+    """`layer` of one feature, or of features with any leading axes.
+
+    Args:
+        layer: The layer.
+        y: float32 (..., inputs).
+        activation: What follows the sums.
+
+    Returns:
+        float32 (..., outputs).
+
+    Raises:
+        ValueError: y has another width or dtype.
+    """
+    y = jnp.asarray(y)
+    leading = y.shape[:-1]
+    rows = y.reshape(math.prod(leading), *y.shape[-1:])
+    return ops.layer(layer, rows, activation=activation).reshape(*leading, layer.outputs)

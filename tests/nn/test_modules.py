@@ -110,6 +110,9 @@ def test_vectors_and_more_axes(library: str) -> None:
     np.testing.assert_allclose(module(Y[0]), expected[0], rtol=1e-6)
     np.testing.assert_allclose(module(Y.reshape(5, 1, 12)), expected.reshape(5, 1, 8), rtol=1e-6)
     np.testing.assert_allclose(jax.vmap(module)(Y), expected, rtol=1e-6)
+    assert module(Y[:0]).shape == (0, 8)
+    with pytest.raises(ValueError, match="features must have shape"):
+        module(Y[:, 1:])
 
 
 def test_a_missing_library_names_its_extra(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
