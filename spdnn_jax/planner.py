@@ -30,6 +30,11 @@ _RESIDENT_ENDS = (3, 6, 10, 18)
 """Layers after which resident launches end. Between launches dead features make room: early, while many die, a launch
 is short; then one launch runs to the end."""
 
+_RESIDENT_ENDS_WIDE = (6, 14)
+"""The same for layers wider than _WIDE: a block has few features of them, and ends where all are dead."""
+
+_WIDE = 2048
+
 _LONGEST_STEP = 4096
 """Layers of one launch at most."""
 
@@ -167,7 +172,8 @@ def _stretches(families: list[Action], cuts: set[int]) -> list[tuple[int, int]]:
 def _resident_launches(widths: np.ndarray, first: int, end: int) -> list[tuple[int, int]]:
     launches = []
     while first < end:
-        stop = min((limit for limit in _RESIDENT_ENDS if limit > first), default=first + _LONGEST_STEP)
+        ends = _RESIDENT_ENDS_WIDE if widths[first] > _WIDE else _RESIDENT_ENDS
+        stop = min((limit for limit in ends if limit > first), default=first + _LONGEST_STEP)
         stop = _before_narrower(widths, first, min(stop, end))
         launches.append((first, stop))
         first = stop
