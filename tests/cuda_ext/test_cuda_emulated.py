@@ -38,7 +38,7 @@ def emulator(session_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def colliding(session_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> emulate.Emulator:
     """All features have one of two hashes."""
-    program = emulate.build(session_folder / "colliding", ("SPDNN_FEATURE_HASH_MASK=uint64_t{1}",))
+    program = emulate.build(session_folder / "emulator", "SPDNN_FEATURE_HASH_MASK=uint64_t{1}")
     return emulate.Emulator(program, tmp_path_factory.mktemp("colliding"))
 
 

@@ -56,26 +56,26 @@ class Result:
     active: np.ndarray
 
 
-def build(folder: Path, definitions: tuple[str, ...] = ()) -> Path:
+def build(folder: Path, definition: str = "") -> Path:
     """Compiles the kernels, once: others who ask for the same folder meanwhile, in other processes, wait.
 
     Args:
-        folder: Where to, for these definitions alone.
-        definitions: Macros, as in "NAME=1".
+        folder: Where to; of programs with other definitions, only what differs is compiled again.
+        definition: A macro, as in "NAME=1".
 
     Returns:
         The program.
     """
     folder.mkdir(exist_ok=True)
-    program = folder / "emulate"
+    program = folder / f"emulate{definition}"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
-            _compile(folder, definitions, program)
+            _compile(folder, definition, program)
     return program
 
 
-def _compile(folder: Path, definitions: tuple[str, ...], program: Path) -> None:
+def _compile(folder: Path, definition: str, program: Path) -> None:
     sources = []
     for path in sorted((_SOURCE / "cuda").iterdir()):
         if path.suffix in (".cu", ".cuh", ".h") and path.name != "intrinsics.cuh":
@@ -84,13 +84,19 @@ def _compile(folder: Path, definitions: tuple[str, ...], program: Path) -> None:
             sources += [copy] if path.suffix == ".cu" else []
     shutil.copy(_HERE / "intrinsics.cuh", folder)
     sources += [_HERE / "emulator.cc", _HERE / "main.cc"]
-    options = [*_OPTIONS, *(f"-D{name}" for name in definitions), f"-I{_HERE}", f"-I{folder}", f"-I{_SOURCE}"]
-    objects = [folder / f"{source.name}.o" for source in sources]
-    with ThreadPoolExecutor() as pool:
-        for done in pool.map(
-            lambda pair: _run("g++", *options, "-c", pair[0], "-o", pair[1]), zip(sources, objects, strict=True)
-        ):
+    options = [*_OPTIONS, f"-I{_HERE}", f"-I{folder}", f"-I{_SOURCE}"]
+
+    def compiled(source: Path) -> Path:
+        """The object of a source, a new one where the definition concerns it."""
+        own = definition if definition and definition.partition("=")[0] in source.read_text() else ""
+        target = folder / f"{source.name}{own}.o"
+        if not target.exists():
+            done = _run("g++", *options, *([f"-D{own}"] if own else []), "-c", source, "-o", target)
             assert done.returncode == 0, done.stderr
+        return target
+
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(compiled, sources))
     linked = _run("g++", *options, *objects, "-o", program)
     assert linked.returncode == 0, linked.stderr
 
