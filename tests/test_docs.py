@@ -29,6 +29,9 @@ def named(page: Path) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run one after the other, in one namespace, as a reader would paste them."""
+    for module in ("flax", "equinox", "optax"):
+        if re.search(rf"^(import|from) {module}\b", page.read_text(), re.MULTILINE):
+            pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # a reader's settings, not ours
         for example in Sybil(parsers=[PythonCodeBlockParser()]).parse(page).examples():
@@ -68,6 +71,12 @@ def test_commands_exist(page: Path) -> None:
 def test_every_block_is_of_a_kind_that_is_tested(page: Path) -> None:
     fences = re.findall(r"^ *```(.*)$", page.read_text(), re.MULTILINE)
     assert set(fences) <= LANGUAGES, "test blocks of this language, too"
+
+
+def test_the_page_of_the_command_line_has_every_flag() -> None:
+    rows = re.findall(r"^\| (`--.*?) \|", (ROOT / "docs" / "command_line.md").read_text(), re.MULTILINE)
+    told = [flag for row in rows for flag in re.findall(r"`--(\w+)`", row)]
+    assert sorted(told) == sorted(flag.name for flag in options.defined())
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
