@@ -17,7 +17,7 @@ from jax.experimental import sparse
 from spdnn_jax import SparseLayer
 from spdnn_jax.graph_challenge import networks
 
-CAP = networks.CAP
+CAP = networks.ACTIVATION.upper
 
 Run = Callable[[], Any]
 

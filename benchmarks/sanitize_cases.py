@@ -150,8 +150,8 @@ def run_case(case: Case, family: str) -> bool:
 
 def _layer_by_layer(network: SparseNetwork, plain: np.ndarray) -> jax.Array:
     y = jax.device_put(plain)
-    for layer in network.layers:
-        y = ops.layer(layer, y, cap=network.cap)
+    for layer, clip in zip(network.layers, network.activation, strict=True):
+        y = ops.layer(layer, y, activation=clip)
     return jax.block_until_ready(y)
 
 

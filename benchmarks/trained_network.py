@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from spdnn_jax import SparseLayer, SparseNetwork
+from spdnn_jax import Clip, SparseLayer, SparseNetwork
 
 
 def trained_network(archive: Path) -> SparseNetwork:
-    """The trained network of the shared data: indices from 0, a bias a line, dense layers as plain lists of weights."""
+    """The trained network of the shared data: indices from 0, a bias a line, dense layers as plain lists of weights.
+
+    Activations stay between 0 and 1; the last layer gives logits.
+    """
     layers = []
     with tarfile.open(archive) as tar:
 
@@ -28,4 +31,4 @@ def trained_network(archive: Path) -> SparseNetwork:
                 matrix = np.zeros((128, bias.size))
                 matrix[weights[:, 0].astype(int), weights[:, 1].astype(int)] = weights[:, 2]
             layers.append(SparseLayer.from_dense(matrix, bias))
-    return SparseNetwork(tuple(layers), cap=1.0)
+    return SparseNetwork(layers, [Clip.relu(1)] * (len(layers) - 1) + [Clip.identity()])

@@ -58,6 +58,10 @@ template <>
 const char* type_code<double>() {
   return "<f8";
 }
+template <>
+const char* type_code<float>() {
+  return "<f4";
+}
 
 #define SPDNN_DESCRIBE_FIELD(type, name) {#name, type_code<type>()},
 Fields header_fields() { return {SPDNN_HEADER_FIELDS(SPDNN_DESCRIBE_FIELD)}; }
@@ -75,9 +79,10 @@ std::shared_ptr<void> keep_alive(nb::object object) {
 
 // A layer as the arrays of a SparseLayer. Throws where their lengths do not fit.
 LayerArrays layer_arrays(int64_t inputs, const Array<int64_t>& indptr, const Array<int32_t>& indices,
-                         const Array<float>& values, const Array<float>& bias) {
+                         const Array<float>& values, const Array<float>& bias, const ClipBounds& clip) {
   LayerArrays layer;
   layer.inputs = inputs;
+  layer.clip = clip;
   if (indptr.shape(0) == 0) throw std::invalid_argument("indptr must hold outputs + 1 entries");
   layer.outputs = static_cast<int64_t>(indptr.shape(0)) - 1;
   layer.indptr = indptr.data();
@@ -98,8 +103,8 @@ LayerArrays layer_arrays(int64_t inputs, const Array<int64_t>& indptr, const Arr
 }
 
 void add_to_plan(PlanBuilder& builder, int64_t inputs, Array<int64_t> indptr, Array<int32_t> indices,
-                 Array<float> values, Array<float> bias, const LayerOrigin* origin) {
-  const LayerArrays layer = layer_arrays(inputs, indptr, indices, values, bias);
+                 Array<float> values, Array<float> bias, float lower, float upper, const LayerOrigin* origin) {
+  const LayerArrays layer = layer_arrays(inputs, indptr, indices, values, bias, {lower, upper});
   LayerOrigin as_it_is;
   as_it_is.edges = layer.edges();
   std::shared_ptr<void> owner = keep_alive(nb::make_tuple(indptr, indices, values, bias));
@@ -108,8 +113,8 @@ void add_to_plan(PlanBuilder& builder, int64_t inputs, Array<int64_t> indptr, Ar
 }
 
 void add_to_simplifier(Simplifier& simplifier, int64_t inputs, Array<int64_t> indptr, Array<int32_t> indices,
-                       Array<float> values, Array<float> bias) {
-  const LayerArrays layer = layer_arrays(inputs, indptr, indices, values, bias);
+                       Array<float> values, Array<float> bias, float lower, float upper) {
+  const LayerArrays layer = layer_arrays(inputs, indptr, indices, values, bias, {lower, upper});
   nb::gil_scoped_release no_gil;
   simplifier.add(layer);
 }
@@ -200,12 +205,12 @@ NB_MODULE(_core, module) {
   nb::class_<PlanBuilder>(module, "PlanBuilder")
       .def(
           "__init__",
-          [](PlanBuilder* builder, double cap, int threads, double staged_below, int64_t staged_wider_than) {
-            new (builder) PlanBuilder(cap, threads, StagedRule{staged_below, staged_wider_than});
+          [](PlanBuilder* builder, int threads, double staged_below, int64_t staged_wider_than) {
+            new (builder) PlanBuilder(threads, StagedRule{staged_below, staged_wider_than});
           },
-          nb::arg("cap"), nb::arg("threads"), nb::arg("staged_below"), nb::arg("staged_wider_than"))
+          nb::arg("threads"), nb::arg("staged_below"), nb::arg("staged_wider_than"))
       .def("add", &add_to_plan, nb::arg("inputs"), nb::arg("indptr"), nb::arg("indices"), nb::arg("values"),
-           nb::arg("bias"), nb::arg("origin").none() = nb::none())
+           nb::arg("bias"), nb::arg("lower"), nb::arg("upper"), nb::arg("origin").none() = nb::none())
       .def("finish", &finish, nb::arg("expansion").none() = nb::none(), nb::arg("merge_features") = false);
   nb::class_<LayerOrigin>(module, "LayerOrigin")
       .def_ro("edges", &LayerOrigin::edges)
@@ -213,9 +218,9 @@ NB_MODULE(_core, module) {
       .def_ro("constant", &LayerOrigin::constant)
       .def_ro("unread", &LayerOrigin::unread);
   nb::class_<Simplifier>(module, "Simplifier")
-      .def(nb::init<double, int, uint64_t>(), nb::arg("cap"), nb::arg("threads"), nb::arg("hash_mask"))
+      .def(nb::init<int, uint64_t>(), nb::arg("threads"), nb::arg("hash_mask"))
       .def("add", &add_to_simplifier, nb::arg("inputs"), nb::arg("indptr"), nb::arg("indices"), nb::arg("values"),
-           nb::arg("bias"))
+           nb::arg("bias"), nb::arg("lower"), nb::arg("upper"))
       .def("finish", &Simplifier::finish, nb::call_guard<nb::gil_scoped_release>())
       .def("take", &take_simplified)
       .def("expansion", [](const Simplifier& simplifier) { return to_numpy(simplifier.expansion()); });

@@ -16,6 +16,7 @@ if _is_command():
     _interrupts.watch()
 
 try:
+    from spdnn_jax.activation import Clip
     from spdnn_jax.distributed.mesh import categories_sharded, feature_mesh, infer_sharded, replicate
     from spdnn_jax.network import SparseLayer, SparseNetwork
     from spdnn_jax.ops import categories, infer, layer
@@ -26,6 +27,7 @@ except ImportError as error:  # no native core, or one that the installed jaxlib
     sys.exit(f"spdnn: error: {' '.join(str(error).split())}")
 
 __all__ = [
+    "Clip",
     "Plan",
     "SparseLayer",
     "SparseNetwork",

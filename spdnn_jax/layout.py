@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spdnn_jax._native import core
+from spdnn_jax.activation import Clip
 
 HEADER = np.dtype([tuple(field) for field in core.header_fields()])
 LAYER = np.dtype([tuple(field) for field in core.layer_fields()])
@@ -70,6 +71,11 @@ class PlanTable:
         """The run records of a layer (counted from 0)."""
         record = self.layers[layer]
         return self.runs[record["first_run"] : record["first_run"] + record["runs"]]
+
+
+def clip_of(layer: np.void) -> Clip:
+    """The activation that a layer's record holds."""
+    return Clip(float(layer["lower"]), float(layer["upper"]))
 
 
 @dataclass(frozen=True)

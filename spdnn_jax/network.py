@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from jax.experimental import sparse
 
 from spdnn_jax._extras import require
+from spdnn_jax.activation import Activation, Clip, paired, resolve
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -203,28 +205,59 @@ class SparseLayer:
         return scipy_sparse.csc_array((values, np.asarray(self.indices), np.asarray(self.indptr)), shape=self.shape)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["layers"], meta_fields=["cap"])
-@dataclass(frozen=True, eq=False)
+@jax.tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False, init=False)
 class SparseNetwork:
-    """Layers in order, each followed by min(max(., 0), cap).
+    """Layers in order, each followed by its activation.
+
+    A pytree of its layers; the activations are static.
 
     Attributes:
         layers: The layers; each has as many inputs as the one before has outputs.
-        cap: Upper clip of every layer, None for none.
+        activation: The activation of each layer.
     """
 
     layers: tuple[SparseLayer, ...]
-    cap: float | None = 32.0
+    activation: tuple[Clip, ...]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))
-        if not all(isinstance(layer, SparseLayer) for layer in self.layers):
-            return  # JAX rebuilds pytrees around placeholders
-        if not self.layers:
+    def __init__(
+        self,
+        layers: Iterable[SparseLayer],
+        activation: Clip | Iterable[Clip] | None = None,
+        *,
+        cap: float | EllipsisType | None = ...,
+    ) -> None:
+        """A network.
+
+        Args:
+            layers: The layers in order.
+            activation: One for all layers, or one a layer; by default the challenge's ``Clip.relu(32)``.
+            cap: Short for ``activation=Clip.relu(cap)``.
+
+        Raises:
+            ValueError: There is no layer, two layers do not fit, or the activations are not as many, or are none.
+        """
+        pairs = tuple(paired(layers, resolve(activation, cap)))
+        if not pairs:
             raise ValueError("a network needs at least one layer")
-        check_cap(self.cap)
+        self._hold(tuple(layer for layer, _ in pairs), tuple(clip for _, clip in pairs))
         for number, (before, after) in enumerate(zip(self.layers, self.layers[1:], strict=False), start=2):
             _check_chain(number, before.outputs, after)
+
+    def _hold(self, layers: Any, activation: tuple[Clip, ...]) -> None:
+        object.__setattr__(self, "layers", layers)
+        object.__setattr__(self, "activation", activation)
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any]], tuple[Clip, ...]]:
+        """For JAX: the layers are children, the activations static."""
+        return ((jax.tree_util.GetAttrKey("layers"), self.layers),), self.activation
+
+    @classmethod
+    def tree_unflatten(cls, activation: tuple[Clip, ...], children: tuple[Any]) -> "SparseNetwork":
+        """For JAX: the reverse of flattening, around whatever JAX puts in the place of arrays."""
+        network = object.__new__(cls)
+        network._hold(children[0], activation)
+        return network
 
     @property
     def inputs(self) -> int:
@@ -257,7 +290,7 @@ class SparseNetwork:
         Raises:
             OSError: The file cannot be written; nothing is left behind.
         """
-        save_layers(path, self.layers, len(self.layers), self.cap)
+        save_layers(path, self.layers, len(self.layers), self.activation)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SparseNetwork":
@@ -268,13 +301,7 @@ class SparseNetwork:
             ValueError: It is no network file.
         """
         file = NetworkFile(path)
-        return cls(tuple(file), file.cap)
-
-
-def check_cap(cap: float | None) -> None:
-    """Raises ValueError where the cap is neither None nor a positive number."""
-    if cap is not None and not cap > 0:
-        raise ValueError(f"cap must be positive, or None for none; got {cap}")
+        return cls(file, file.activation)
 
 
 def _check_chain(number: int, outputs_before: int, layer: SparseLayer) -> None:
@@ -293,11 +320,11 @@ def _check_chain(number: int, outputs_before: int, layer: SparseLayer) -> None:
 _FIELDS = ("indptr", "indices", "values", "bias")
 _HEADER_BYTES_PER_LAYER = 512
 _CODES = {"int64": "I64", "int32": "I32", "uint16": "U16", "float32": "F32"}
-_FORMAT = "spdnn_jax network 1"
+_FORMAT = "spdnn_jax network 2"
 
 
 def save_layers(
-    path: str | os.PathLike[str], layers: Iterable[SparseLayer], count: int, cap: float | None = 32.0
+    path: str | os.PathLike[str], layers: Iterable[SparseLayer], count: int, activation: Activation
 ) -> None:
     """Writes layers to one safetensors file, one at a time.
 
@@ -305,28 +332,29 @@ def save_layers(
         path: The file, replaced at the end in one step.
         layers: The layers in order.
         count: How many there are.
-        cap: Upper clip of every layer, None for none.
+        activation: One for all layers, or one a layer.
 
     Raises:
         OSError: The file cannot be written; nothing is left behind.
         ValueError: There are more or fewer layers than announced, a layer is malformed, or does not fit the one before.
     """
-    check_cap(cap)
     target = Path(path)
     partial = target.with_name(target.name + ".part")
     room = 4096 + _HEADER_BYTES_PER_LAYER * count
     header: dict[str, Any] = {"__metadata__": {}}
-    inputs = []
+    inputs: list[int] = []
+    bounds: list[list[float | None]] = []
     try:
         with partial.open("wb") as file:
             file.seek(8 + room)
             offset = outputs = 0
-            for number, layer in enumerate(layers, start=1):
+            for number, (layer, clip) in enumerate(paired(layers, activation), start=1):
                 layer.validate(f"layer {number}")  # before indices are narrowed, which would wrap wrong ones into range
                 if number > 1:
                     _check_chain(number, outputs, layer)
                 outputs = layer.outputs
                 inputs.append(layer.inputs)
+                bounds.append([None if np.isinf(bound) else bound for bound in (clip.lower, clip.upper)])
                 for field in _FIELDS:
                     array = np.asarray(getattr(layer, field), _stored_dtype(field, layer.inputs))
                     header[f"{number}.{field}"] = {
@@ -338,7 +366,8 @@ def save_layers(
                     offset += array.nbytes
             if len(inputs) != count:
                 raise ValueError(f"{len(inputs)} layers came where {count} were announced")
-            header["__metadata__"] = {"format": _FORMAT, "cap": json.dumps(cap), "inputs": json.dumps(inputs)}
+            described = {"inputs": json.dumps(inputs), "activation": json.dumps(bounds)}
+            header["__metadata__"] = {"format": _FORMAT, **described}
             encoded = json.dumps(header, separators=(",", ":")).encode()
             file.seek(0)
             file.write(room.to_bytes(8, "little") + encoded.ljust(room))
@@ -354,7 +383,11 @@ def _stored_dtype(field: str, inputs: int) -> type[np.generic]:
 
 
 class NetworkFile(Iterable[SparseLayer]):
-    """A network file, memory-mapped: iterating reads the layers one at a time."""
+    """A network file, memory-mapped: iterating reads the layers one at a time.
+
+    Attributes:
+        activation: The activation of each layer.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Opens the file.
@@ -370,8 +403,14 @@ class NetworkFile(Iterable[SparseLayer]):
             raise ValueError(f"{os.fspath(path)}: not a network file ({error})") from None
         metadata = self._file.metadata() or {}
         if metadata.get("format") != _FORMAT:
-            raise ValueError(f"{os.fspath(path)}: not a network file of this version; write it with spdnn convert")
-        self.cap: float | None = json.loads(metadata["cap"])
+            raise ValueError(
+                f"{os.fspath(path)}: not a network file of this version; write it again with spdnn convert or "
+                "SparseNetwork.save"
+            )
+        self.activation = tuple(
+            Clip(-np.inf if lower is None else lower, np.inf if upper is None else upper)
+            for lower, upper in json.loads(metadata["activation"])
+        )
         self._inputs: list[int] = json.loads(metadata["inputs"])
 
     def __len__(self) -> int:
@@ -395,7 +434,7 @@ def as_arguments(layer: SparseLayer) -> tuple[jax.Array, ...]:
     return jnp.asarray(layer.indptr, jnp.int32), *(jnp.asarray(getattr(layer, field)) for field in _FIELDS[1:])
 
 
-def native_arrays(layer: SparseLayer) -> dict[str, Any]:
+def native_arrays(layer: SparseLayer, activation: Clip) -> dict[str, Any]:
     """The layer as the native code takes it: contiguous vectors, one value or bias as a vector of one."""
     return {
         "inputs": layer.inputs,
@@ -403,4 +442,6 @@ def native_arrays(layer: SparseLayer) -> dict[str, Any]:
         "indices": np.ascontiguousarray(layer.indices, np.int32),
         "values": np.ascontiguousarray(layer.values, np.float32).reshape(-1),
         "bias": np.ascontiguousarray(layer.bias, np.float32).reshape(-1),
+        "lower": activation.lower,
+        "upper": activation.upper,
     }

@@ -1,6 +1,7 @@
 """What a JAX program calls: `layer`, `infer`, `categories`."""
 
 import functools
+from types import EllipsisType
 from typing import Literal
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spdnn_jax import primitives
+from spdnn_jax.activation import Clip, resolve
 from spdnn_jax.network import SparseLayer, as_arguments
 from spdnn_jax.plan import Plan
 
@@ -26,13 +28,13 @@ def _network(plan: Plan, y0: jax.Array, backend: Backend, *, activations: bool, 
 
 @functools.partial(jax.jit, static_argnames="backend")
 def infer(plan: Plan, y0: jax.Array, *, backend: Backend = "auto") -> jax.Array:
-    """Runs features through all layers of a network: y <- min(max(y W + bias, 0), cap), layer by layer.
+    """Runs features through all layers of a network: y <- activation(y W + bias), layer by layer.
 
     Args:
         plan: The network, from `build_plan`.
         y0: The features, one a row: float32, uint8 or bool of shape (features, plan.inputs), or bit-packed uint32 of
             shape (features, ceil(plan.inputs / 32)), where bit b of word w is neuron 32 w + b. Finite numbers: the
-            back ends treat NaN differently (the CPU keeps it, CUDA takes it for 0).
+            back ends treat NaN differently (the CPU keeps it, CUDA takes it for the lower bound).
         backend: `auto` for the native back end, `xla` for plain XLA operations.
 
     Returns:
@@ -102,28 +104,43 @@ def activations_and_active(
     return y, alive, active
 
 
-@functools.partial(jax.jit, static_argnames=("cap", "backend"))
-def layer(layer: SparseLayer, y: jax.Array, *, cap: float | None = 32.0, backend: Backend = "auto") -> jax.Array:
-    """One layer, y <- min(max(y W + bias, 0), cap), straight from its compressed rows.
+def layer(
+    layer: SparseLayer,
+    y: jax.Array | np.ndarray,
+    *,
+    activation: Clip | None = None,
+    cap: float | EllipsisType | None = ...,
+    backend: Backend = "auto",
+) -> jax.Array:
+    """One layer, y <- activation(y W + bias), straight from its compressed rows.
 
     Differentiable in y, the weights and the bias. For many layers, or many calls, a plan is faster.
 
     Args:
         layer: The layer.
         y: float32 (features, layer.inputs).
-        cap: Upper clip, None for none.
+        activation: By default the challenge's ``Clip.relu(32)``.
+        cap: Short for ``activation=Clip.relu(cap)``.
         backend: As for `infer`.
 
     Returns:
         float32 (features, layer.outputs).
 
     Raises:
-        ValueError: y has another width or dtype.
+        ValueError: y has another width or dtype, or the activation is none.
     """
+    clip = resolve(activation, cap)
+    if not isinstance(clip, Clip):
+        raise ValueError(f"one layer has one activation, got {len(clip)}")
+    return _layer(layer, y, activation=clip, backend=backend)
+
+
+@functools.partial(jax.jit, static_argnames=("activation", "backend"))
+def _layer(layer: SparseLayer, y: jax.Array, *, activation: Clip, backend: Backend) -> jax.Array:
     y = jnp.asarray(y)
     if y.ndim != 2 or y.shape[1] != layer.inputs:
         raise ValueError(f"features must have shape (features, {layer.inputs}), got {y.shape}")
     if backend not in ("auto", "xla"):
         raise ValueError(f"backend must be 'auto' or 'xla', got {backend!r}")
     run = primitives.layer_p.bind if backend == "auto" else primitives.layer_xla
-    return run(y, *as_arguments(layer), cap=np.inf if cap is None else float(cap))
+    return run(y, *as_arguments(layer), activation=activation)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import jax
@@ -10,8 +11,9 @@ import numpy as np
 
 from spdnn_jax import plan_file, planner
 from spdnn_jax._native import core, cuda_workspace_bytes, has_cuda_library, usable_cores
-from spdnn_jax.layout import PlanTable, cut
-from spdnn_jax.network import SparseLayer, SparseNetwork, check_cap, native_arrays
+from spdnn_jax.activation import Clip, paired, resolve
+from spdnn_jax.layout import PlanTable, clip_of, cut
+from spdnn_jax.network import SparseLayer, SparseNetwork, native_arrays
 from spdnn_jax.plan_file import PlanFile
 from spdnn_jax.simplify import COMPRESS, Compress, Simplified
 
@@ -112,10 +114,9 @@ class Plan:
         return len(self.table.layers)
 
     @property
-    def cap(self) -> float | None:
-        """Upper clip of every layer, or None."""
-        cap = float(self.table.header["cap"])
-        return None if np.isinf(cap) else cap
+    def activation(self) -> tuple[Clip, ...]:
+        """The activation of each layer."""
+        return tuple(clip_of(layer) for layer in self.table.layers)
 
     @property
     def compress(self) -> Compress:
@@ -278,7 +279,8 @@ def _check_words(words: np.ndarray, table: PlanTable) -> None:
 def build_plan(
     network: SparseNetwork | Iterable[SparseLayer],
     *,
-    cap: float | None = 32.0,
+    activation: Clip | Iterable[Clip] | None = None,
+    cap: float | EllipsisType | None = ...,
     compress: Compress = "none",
     kernel: planner.Kernel = "auto",
     threads: int | None = None,
@@ -292,7 +294,9 @@ def build_plan(
 
     Args:
         network: A network, or its layers in order.
-        cap: Upper clip of every layer, None for none. Only for an iterable; a `SparseNetwork` has its own.
+        activation: One for all layers, or one a layer; by default the challenge's ``Clip.relu(32)``. Only for an
+            iterable; a `SparseNetwork` has its own.
+        cap: Short for ``activation=Clip.relu(cap)``.
         compress: "none"; "neurons": lay out the network that `simplify` makes of this one; "full": let the back end
             merge equal features, too, while it runs. Outputs stay the same, to float32 rounding. Active counts are of
             the neurons that are left: a feature is not counted where only dropped or constant ones are not zero.
@@ -304,33 +308,31 @@ def build_plan(
         The plan, on the default device.
 
     Raises:
-        ValueError: A layer is malformed, or does not fit the one before it; the message names the layer. Or there is no
-            such compression.
+        ValueError: A layer is malformed, or does not fit the one before it; the message names the layer. Or the
+            activations are not as many as the layers, or there is no such compression.
     """
-    if isinstance(network, SparseNetwork):
-        layers, cap = iter(network.layers), network.cap
+    if not isinstance(network, SparseNetwork):
+        layers = paired(network, resolve(activation, cap))
+    elif activation is None and cap is ...:
+        layers = paired(network.layers, network.activation)
     else:
-        layers = iter(network)
-    check_cap(cap)
+        raise ValueError(
+            "a SparseNetwork has its own activations: build another one, SparseNetwork(layers, activation)"
+        )
     if compress not in COMPRESS:
         raise ValueError(f"compress must be one of {', '.join(COMPRESS)}; got {compress!r}")
     threads = threads or usable_cores()
     staged_below, staged_wider_than = planner.staged_rule(kernel)
-    builder = core.PlanBuilder(
-        cap=np.inf if cap is None else cap,
-        threads=threads,
-        staged_below=staged_below,
-        staged_wider_than=staged_wider_than,
-    )
+    builder = core.PlanBuilder(threads=threads, staged_below=staged_below, staged_wider_than=staged_wider_than)
     if compress == "none":
-        for count, layer in enumerate(layers, start=1):
-            builder.add(**native_arrays(layer))
+        for count, (layer, clip) in enumerate(layers, start=1):
+            builder.add(**native_arrays(layer, clip))
             if progress is not None:
                 progress(count)
         words = builder.finish()
         return Plan._of_sound_words(words, PlanTable(words), kernel)
-    simplified = Simplified(layers, cap, threads=threads, progress=progress)
-    for layer, origin in simplified:
-        builder.add(**native_arrays(layer), origin=origin)
+    simplified = Simplified(layers, threads=threads, progress=progress)
+    for layer, clip, origin in simplified:
+        builder.add(**native_arrays(layer, clip), origin=origin)
     words = builder.finish(expansion=simplified.expansion.outputs, merge_features=compress == "full")
     return Plan._of_sound_words(words, PlanTable(words), kernel)

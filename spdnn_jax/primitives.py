@@ -17,6 +17,7 @@ from jax.interpreters import ad, batching, mlir
 
 from spdnn_jax import _native, layout, planner
 from spdnn_jax._native import LAYER_TARGET, NETWORK_TARGET
+from spdnn_jax.activation import Clip
 from spdnn_jax.layout import PlanTable
 
 PACKED = jnp.uint32
@@ -36,8 +37,10 @@ def unpack(y0: jax.Array, inputs: int) -> jax.Array:
     return bits.reshape(y0.shape[0], y0.shape[1] * _BITS)[:, :inputs].astype(jnp.float32)
 
 
-def _clip(sums: jax.Array, cap: float) -> jax.Array:
-    return jnp.minimum(jnp.maximum(sums, 0), jnp.float32(cap))
+def _clip(sums: jax.Array, activation: Clip) -> jax.Array:
+    if not np.isinf(activation.lower):
+        sums = jnp.maximum(sums, jnp.float32(activation.lower))
+    return sums if np.isinf(activation.upper) else jnp.minimum(sums, jnp.float32(activation.upper))
 
 
 def _zero_column(y: jax.Array) -> jax.Array:
@@ -69,14 +72,14 @@ def _run_xla(y: jax.Array, words: jax.Array, run: np.void, index_bits: int, offs
 
 
 def _layer_of_plan_xla(
-    y: jax.Array, words: jax.Array, layer: np.void, runs: np.ndarray, cap: float, offsets: jax.Array
+    y: jax.Array, words: jax.Array, layer: np.void, runs: np.ndarray, offsets: jax.Array
 ) -> jax.Array:
     sums = [
         _run_xla(y, words, run, int(layer["index_bits"]), offsets[1 + 2 * k : 3 + 2 * k]) for k, run in enumerate(runs)
     ]
     sums = jnp.concatenate(sums, axis=1) if sums else _zero_column(y)[:, :0]
     bias = layout.layer_bias(words, layer, offsets[0])
-    return _clip(sums + jnp.broadcast_to(bias, (1, sums.shape[1])), cap)
+    return _clip(sums + jnp.broadcast_to(bias, (1, sums.shape[1])), layout.clip_of(layer))
 
 
 def _count_active(y: jax.Array) -> jax.Array:
@@ -85,7 +88,6 @@ def _count_active(y: jax.Array) -> jax.Array:
 
 def _stretch_xla(y: jax.Array, words: jax.Array, table: PlanTable, first: int, end: int) -> tuple[jax.Array, jax.Array]:
     """Runs layers first .. end, all of one width, in one loop with one body for each shape of layer among them."""
-    cap = float(table.header["cap"])
     shapes = [layout.layer_shape(table, layer) for layer in range(first, end)]
     kinds = list(dict.fromkeys(shapes))
     offsets = [layout.layer_offsets(table, layer) for layer in range(first, end)]
@@ -94,7 +96,7 @@ def _stretch_xla(y: jax.Array, words: jax.Array, table: PlanTable, first: int, e
 
     def body(kind: layout.LayerShape) -> Any:
         layer = first + shapes.index(kind)
-        return lambda y, offsets: _layer_of_plan_xla(y, words, table.layers[layer], table.runs_of(layer), cap, offsets)
+        return lambda y, offsets: _layer_of_plan_xla(y, words, table.layers[layer], table.runs_of(layer), offsets)
 
     bodies = [body(kind) for kind in kinds]
     if end - first == 1:
@@ -139,14 +141,14 @@ def network_xla(
 
 
 def layer_xla(
-    y: jax.Array, indptr: jax.Array, indices: jax.Array, values: jax.Array, bias: jax.Array, *, cap: float
+    y: jax.Array, indptr: jax.Array, indices: jax.Array, values: jax.Array, bias: jax.Array, *, activation: Clip
 ) -> jax.Array:
     """What `layer_p` computes, in plain XLA."""
     outputs = indptr.shape[0] - 1
     rows = jnp.searchsorted(indptr, jnp.arange(indices.shape[0], dtype=indptr.dtype), side="right") - 1
     products = (y[:, indices] * jnp.broadcast_to(values, indices.shape)[None]).T
     sums = jax.ops.segment_sum(products, rows, num_segments=outputs, indices_are_sorted=True).T
-    return _clip(sums + jnp.broadcast_to(bias, (1, outputs)), cap)
+    return _clip(sums + jnp.broadcast_to(bias, (1, outputs)), activation)
 
 
 # --- network_p --------------------------------------------------------------------------------------------------------
@@ -245,8 +247,8 @@ layer_p = Primitive("spdnn_layer")
 
 
 @layer_p.def_abstract_eval
-def _layer_abstract(y: Any, indptr: Any, indices: Any, values: Any, bias: Any, *, cap: float) -> Any:
-    del cap
+def _layer_abstract(y: Any, indptr: Any, indices: Any, values: Any, bias: Any, *, activation: Clip) -> Any:
+    del activation
     outputs, edges = indptr.shape[0] - 1, indices.shape[0]
     if y.ndim != 2 or y.dtype != jnp.float32:
         raise ValueError(f"features must be float32 of shape (features, inputs), got {y.dtype} {y.shape}")
@@ -257,27 +259,28 @@ def _layer_abstract(y: Any, indptr: Any, indices: Any, values: Any, bias: Any, *
     return y.update(shape=(y.shape[0], outputs), dtype=jnp.dtype("float32"))
 
 
-def _layer_custom_call(ctx: Any, *args: Any, cap: float) -> Sequence[Any]:
-    return jax.ffi.ffi_lowering(LAYER_TARGET)(ctx, *args, cap=np.float32(cap))
+def _layer_custom_call(ctx: Any, *args: Any, activation: Clip) -> Sequence[Any]:
+    lower, upper = np.float32(activation.lower), np.float32(activation.upper)
+    return jax.ffi.ffi_lowering(LAYER_TARGET)(ctx, *args, lower=lower, upper=upper)
 
 
-def _layer_batch(args: Sequence[Any], dims: Sequence[Any], *, cap: float) -> tuple[Any, Any]:
+def _layer_batch(args: Sequence[Any], dims: Sequence[Any], *, activation: Clip) -> tuple[Any, Any]:
     if any(dim is not None for dim in dims[1:]):
-        results, result_dims = _map_over_batch(layer_p, args, dims, {"cap": cap})
+        results, result_dims = _map_over_batch(layer_p, args, dims, {"activation": activation})
         return results[0], result_dims[0]
     y = jnp.moveaxis(args[0], dims[0], 0)
     batch, features = y.shape[:2]
-    result = layer_p.bind(y.reshape(batch * features, -1), *args[1:], cap=cap)
+    result = layer_p.bind(y.reshape(batch * features, -1), *args[1:], activation=activation)
     return result.reshape(batch, features, -1), 0
 
 
-def _layer_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, cap: float) -> tuple[Any, Any]:
+def _layer_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, activation: Clip) -> tuple[Any, Any]:
     y, indptr, indices, values, bias = primals
-    result = layer_p.bind(*primals, cap=cap)
+    result = layer_p.bind(*primals, activation=activation)
     differentiable, their_tangents = (y, values, bias), (tangents[0], tangents[3], tangents[4])
 
     def of_floats(y: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
-        return layer_xla(y, indptr, indices, values, bias, cap=cap)
+        return layer_xla(y, indptr, indices, values, bias, activation=activation)
 
     return result, jax.jvp(of_floats, differentiable, tuple(map(ad.instantiate_zeros, their_tangents)))[1]
 
@@ -311,7 +314,7 @@ def _register(primitive: Primitive, native: dict[str, Any], xla: Any, batch: Any
     ad.primitive_jvps[primitive] = jvp
 
 
-_STATIC = {"spdnn_network": ("table", "kernel", "activations", "counts"), "spdnn_layer": ("cap",)}
+_STATIC = {"spdnn_network": ("table", "kernel", "activations", "counts"), "spdnn_layer": ("activation",)}
 
 _network_native: dict[str, Any] = {"cpu": _network_cpu}
 _layer_native: dict[str, Any] = {"cpu": _layer_custom_call}

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from spdnn_jax._native import core, usable_cores
+from spdnn_jax.activation import Clip
 from spdnn_jax.network import SparseLayer, SparseNetwork, native_arrays
 
 Compress = Literal["none", "neurons", "full"]
@@ -54,15 +55,15 @@ def simplify(network: SparseNetwork) -> tuple[SparseNetwork, Expansion]:
     Raises:
         ValueError: A layer is malformed, or weights that are added up pass the range of float32.
     """
-    simplified = Simplified(network.layers, network.cap)
-    layers = tuple(layer for layer, _ in simplified)
-    return SparseNetwork(layers, network.cap), simplified.expansion
+    simplified = Simplified(zip(network.layers, network.activation, strict=True))
+    layers = tuple(layer for layer, _, _ in simplified)
+    return SparseNetwork(layers, network.activation), simplified.expansion
 
 
-class Simplified(Iterable[tuple[SparseLayer, "core.LayerOrigin"]]):
+class Simplified(Iterable[tuple[SparseLayer, Clip, "core.LayerOrigin"]]):
     """A simplified network, from layers taken one at a time: holds one of them beside the result.
 
-    Iterating, once, hands out each layer with what became of its original, and lets go of it.
+    Iterating, once, hands out each layer with its activation and what became of its original, and lets go of it.
 
     Attributes:
         expansion: Restores the original outputs.
@@ -70,8 +71,7 @@ class Simplified(Iterable[tuple[SparseLayer, "core.LayerOrigin"]]):
 
     def __init__(
         self,
-        layers: Iterable[SparseLayer],
-        cap: float | None,
+        layers: Iterable[tuple[SparseLayer, Clip]],
         *,
         threads: int | None = None,
         progress: Callable[[int], None] | None = None,
@@ -80,8 +80,7 @@ class Simplified(Iterable[tuple[SparseLayer, "core.LayerOrigin"]]):
         """Simplifies the layers.
 
         Args:
-            layers: The layers in order.
-            cap: Upper clip of every layer, None for none.
+            layers: The layers in order, each with its activation.
             threads: By default, the cores this process may use.
             progress: Called after each layer with the number of layers taken so far.
             hash_mask: Bits of a row's hash to use; for tests, which force collisions.
@@ -89,18 +88,24 @@ class Simplified(Iterable[tuple[SparseLayer, "core.LayerOrigin"]]):
         Raises:
             ValueError: As for `simplify`.
         """
-        self._native = core.Simplifier(np.inf if cap is None else cap, threads or usable_cores(), hash_mask)
-        for count, layer in enumerate(layers, start=1):
-            self._native.add(**native_arrays(layer))
+        self._native = core.Simplifier(threads or usable_cores(), hash_mask)
+        self._activation: list[Clip] = []
+        for count, (layer, activation) in enumerate(layers, start=1):
+            self._native.add(**native_arrays(layer, activation))
+            self._activation.append(activation)
             if progress is not None:
                 progress(count)
         self._native.finish()
         self.expansion = Expansion(self._native.expansion())
 
-    def __iter__(self) -> Iterator[tuple[SparseLayer, "core.LayerOrigin"]]:
-        while taken := self._native.take():
+    def __iter__(self) -> Iterator[tuple[SparseLayer, Clip, "core.LayerOrigin"]]:
+        for activation in self._activation:
+            taken = self._native.take()
+            if taken is None:
+                return
             inputs, indptr, indices, values, bias, origin = taken
-            yield SparseLayer(indptr, indices, _scalar_if_one(values), _scalar_if_one(bias), inputs), origin
+            layer = SparseLayer(indptr, indices, _scalar_if_one(values), _scalar_if_one(bias), inputs)
+            yield layer, activation, origin
 
 
 def _scalar_if_one(array: np.ndarray) -> np.ndarray:

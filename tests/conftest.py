@@ -3,14 +3,14 @@
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from spdnn_jax import SparseLayer, SparseNetwork, _native
+from spdnn_jax import Clip, SparseLayer, SparseNetwork, _native
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -98,17 +98,23 @@ def random_layer(
     return SparseLayer.from_dense(np.where(pattern, values, 0), layer_bias)
 
 
-def random_network(seed: int, widths: list[int], cap: float | None = 32.0, **layer_options: object) -> SparseNetwork:
-    """A network of `random_layer` layers with the given widths."""
+def random_network(
+    seed: int,
+    widths: list[int],
+    cap: float | None = 32.0,
+    activation: Clip | Iterable[Clip] | None = None,
+    **layer_options: object,
+) -> SparseNetwork:
+    """A network of `random_layer` layers with the given widths; an activation goes before the cap."""
     generator = np.random.default_rng(seed)
     layers = [random_layer(generator, a, b, **layer_options) for a, b in itertools.pairwise(widths)]  # pyright: ignore[reportArgumentType]
-    return SparseNetwork(tuple(layers), cap=cap)
+    return SparseNetwork(layers, Clip.relu(cap) if activation is None else activation)
 
 
 def dense_reference(network: SparseNetwork, y0: np.ndarray) -> np.ndarray:
     """The network in float64 with dense matrices: an oracle for the oracle."""
     y = np.asarray(y0, np.float64)
-    for layer in network.layers:
+    for layer, clip in zip(network.layers, network.activation, strict=True):
         y = y @ layer.to_scipy().toarray().astype(np.float64) + np.asarray(layer.bias, np.float64)
-        y = np.clip(y, 0, np.inf if network.cap is None else network.cap)
+        y = np.clip(y, clip.lower, clip.upper)
     return y

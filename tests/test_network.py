@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental import sparse
 
-from spdnn_jax import SparseLayer, SparseNetwork
+from spdnn_jax import Clip, SparseLayer, SparseNetwork
 from spdnn_jax.network import NetworkFile, save_layers
 from tests.conftest import random_network
 
@@ -84,28 +84,22 @@ def test_layers_must_chain() -> None:
         SparseNetwork((wide, narrow))
 
 
-@pytest.mark.parametrize("cap", [0.0, -1.0, float("nan")])
-def test_cap_must_be_positive(cap: float) -> None:
-    with pytest.raises(ValueError, match="cap must be positive"):
-        SparseNetwork((SparseLayer.from_dense(np.ones((1, 1))),), cap=cap)
-
-
 def test_a_network_is_a_pytree() -> None:
     network = random_network(0, [5, 4, 3], cap=None)
     leaves, structure = jax.tree.flatten(network)
     assert len(leaves) == 8
     again = jax.tree.unflatten(structure, leaves)
-    assert again.cap is None
+    assert again.activation == (Clip.relu(), Clip.relu())
     assert again.layers[1].inputs == 4
 
 
-@pytest.mark.parametrize("cap", [None, 1.0])
-def test_save_and_load(tmp_path: Path, cap: float | None) -> None:
-    network = random_network(1, [70000, 6, 3], cap=cap, density=0.001)
+@pytest.mark.parametrize("activation", [Clip.relu(), Clip.relu(0.1), (Clip(-1, 1), Clip.identity())])
+def test_save_and_load(tmp_path: Path, activation: Clip | tuple[Clip, ...]) -> None:
+    network = random_network(1, [70000, 6, 3], activation=activation, density=0.001)
     path = tmp_path / "network.safetensors"
     network.save(path)
     again = SparseNetwork.load(path)
-    assert again.cap == cap
+    assert again.activation == network.activation
     for before, after in zip(network.layers, again.layers, strict=True):
         assert after.inputs == before.inputs
         for name in ("indptr", "indices", "values", "bias"):
@@ -119,7 +113,7 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
         raise ValueError("the second layer cannot be read")
 
     with pytest.raises(ValueError, match="second layer"):
-        save_layers(tmp_path / "network.safetensors", breaks(), 2)  # pyright: ignore[reportArgumentType]
+        save_layers(tmp_path / "network.safetensors", breaks(), 2, Clip.relu())  # pyright: ignore[reportArgumentType]
     assert not list(tmp_path.iterdir())
 
 
@@ -127,26 +121,26 @@ def test_nothing_half_written_is_left(tmp_path: Path) -> None:
 def test_the_number_of_layers_is_checked(tmp_path: Path, announced: int) -> None:
     """A reader that stops early would leave a shorter network that loads without complaint."""
     with pytest.raises(ValueError, match=f"2 layers came where {announced} were announced"):
-        save_layers(tmp_path / "network.safetensors", random_network(0, [3, 4, 5]).layers, announced)
+        save_layers(tmp_path / "network.safetensors", random_network(0, [3, 4, 5]).layers, announced, Clip.relu())
     assert not list(tmp_path.iterdir())
 
 
 def test_saving_checks_that_layers_chain(tmp_path: Path) -> None:
     layers = [SparseLayer.from_dense(np.ones((3, 4))), SparseLayer.from_dense(np.ones((3, 2)))]
     with pytest.raises(ValueError, match="layer 2 has 3 inputs, but layer 1 has 4 outputs"):
-        save_layers(tmp_path / "network.safetensors", layers, 2)
+        save_layers(tmp_path / "network.safetensors", layers, 2, Clip.relu())
 
 
 def test_wrong_indices_are_not_wrapped_into_range(tmp_path: Path) -> None:
     """Stored in 16 bits, input 65541 would become input 5."""
     layer = SparseLayer(np.array([0, 1]), np.array([65541]), np.array([1.0]), np.array(0.0), 10)
     with pytest.raises(ValueError, match="layer 1: an edge names input 65541"):
-        save_layers(tmp_path / "network.safetensors", [layer], 1)
+        save_layers(tmp_path / "network.safetensors", [layer], 1, Clip.relu())
 
 
 def test_other_dtypes_are_stored_as_the_layer_documents(tmp_path: Path) -> None:
     layer = SparseLayer(np.array([0, 1], np.int32), np.array([2]), np.array([0.5]), np.asarray(0.25), 3)
-    save_layers(tmp_path / "network.safetensors", [layer], 1)
+    save_layers(tmp_path / "network.safetensors", [layer], 1, Clip.relu())
     (again,) = NetworkFile(tmp_path / "network.safetensors")
     assert (again.indptr.dtype, again.indices.dtype) == (np.int64, np.int32)
     assert (again.values.dtype, again.bias.dtype) == (np.float32, np.float32)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
-from spdnn_jax import SparseLayer, SparseNetwork, build_plan, categories, infer, layer, ops
+from spdnn_jax import Clip, SparseLayer, SparseNetwork, build_plan, categories, infer, layer, ops
 from spdnn_jax.graph_challenge import inputs, oracle, radixnet
 from tests.conftest import dense_reference, random_network
 
@@ -27,7 +27,7 @@ def assert_close(got: jax.Array | np.ndarray, expected: np.ndarray) -> None:
     seed=st.integers(0, 10**6),
     widths=st.lists(st.integers(1, 80), min_size=2, max_size=5),
     count=st.integers(1, 200),
-    cap=st.sampled_from([None, 1.0, 32.0]),
+    activation=st.sampled_from([Clip.relu(), Clip.relu(1), Clip.relu(32), Clip(-1, 1), Clip(0.5, 2), Clip.identity()]),
     density=st.sampled_from([0.0, 0.05, 0.5, 1.0]),
     one_value=st.booleans(),
     grouped=st.sampled_from([1, 3, 20]),
@@ -37,13 +37,15 @@ def test_any_network_equals_the_oracle(
     seed: int,
     widths: list[int],
     count: int,
-    cap: float | None,
+    activation: Clip,
     density: float,
     one_value: bool,
     grouped: int,
     bias: str,
 ) -> None:
-    network = random_network(seed, widths, cap, density=density, one_value=one_value, grouped=grouped, bias=bias)
+    network = random_network(
+        seed, widths, activation=activation, density=density, one_value=one_value, grouped=grouped, bias=bias
+    )
     y0 = np.random.default_rng(seed).random((count, widths[0])) < 0.2
     expected = oracle.infer(network, y0)
     plan = build_plan(network)
@@ -178,15 +180,15 @@ def test_a_feature_s_result_does_not_depend_on_its_neighbours() -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "xla"])
-@pytest.mark.parametrize("cap", [None, 1.0])
+@pytest.mark.parametrize("activation", [Clip.relu(), Clip.relu(1), Clip(-1, 1), Clip.identity()])
 @pytest.mark.parametrize("one_value", [True, False])
-def test_layer(backend: ops.Backend, cap: float | None, one_value: bool) -> None:
-    network = random_network(5, [90, 77], cap, one_value=one_value)
+def test_layer(backend: ops.Backend, activation: Clip, one_value: bool) -> None:
+    network = random_network(5, [90, 77], activation=activation, one_value=one_value)
     sparse_layer = network.layers[0]
     if one_value:
         sparse_layer = dataclasses.replace(sparse_layer, values=np.float32(0.25))
     y = np.random.default_rng(0).random((130, 90), np.float32)
-    assert_close(layer(sparse_layer, y, cap=cap, backend=backend), dense_reference(network, y))
+    assert_close(layer(sparse_layer, y, activation=activation, backend=backend), dense_reference(network, y))
 
 
 @pytest.mark.usefixtures("on_cpu")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, infer, layout
+from spdnn_jax import Clip, Plan, SparseLayer, SparseNetwork, build_plan, infer, layout
 from spdnn_jax._native import core
 from spdnn_jax.graph_challenge import radixnet
 from tests.conftest import FUZZ, dense_reference, random_network
@@ -17,7 +17,8 @@ from tests.conftest import FUZZ, dense_reference, random_network
 
 def test_figures_of_a_challenge_network() -> None:
     plan = build_plan(radixnet.layers(1024, 7))
-    assert (plan.layers, plan.inputs, plan.outputs, plan.cap) == (7, 1024, 1024, 32.0)
+    assert (plan.layers, plan.inputs, plan.outputs) == (7, 1024, 1024)
+    assert set(plan.activation) == {Clip.relu(32)}
     assert plan.edges == 7 * 32768
     np.testing.assert_array_equal(plan.layer_edges, [32768] * 7)
     runs = plan.table.runs

@@ -1,6 +1,7 @@
 """Lossless compression: what is merged, what must not be, and that outputs stay the same."""
 
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trained_network import trained_network
 
-from spdnn_jax import Plan, SparseLayer, SparseNetwork, build_plan, infer, ops, planner
+from spdnn_jax import Clip, Plan, SparseLayer, SparseNetwork, build_plan, infer, ops, planner
 from spdnn_jax.graph_challenge import oracle, radixnet
 from spdnn_jax.graph_challenge.inputs import digits
 from spdnn_jax.simplify import COMPRESS, Compress, Simplified, simplify
@@ -20,7 +21,9 @@ from tests.conftest import dense_reference, random_network
 ULP = np.float32(2**-24)  # 0.5 + ULP is the float32 that follows 0.5
 
 
-def network_of(*layers: tuple[Any, Any], cap: float | None = 32.0) -> SparseNetwork:
+def network_of(
+    *layers: tuple[Any, Any], cap: float | None = 32.0, activation: Clip | tuple[Clip, ...] | None = None
+) -> SparseNetwork:
     """A network from dense matrices (inputs, outputs) and biases; a NaN is an edge that stores 0."""
     built = []
     for matrix, bias in layers:
@@ -28,7 +31,11 @@ def network_of(*layers: tuple[Any, Any], cap: float | None = 32.0) -> SparseNetw
         values = np.asarray(layer.values).copy()
         values[values == 7] = 0
         built.append(SparseLayer(layer.indptr, layer.indices, values, layer.bias, layer.inputs))
-    return SparseNetwork(tuple(built), cap=cap)
+    return SparseNetwork(built, Clip.relu(cap) if activation is None else activation)
+
+
+def pairs_of(network: SparseNetwork) -> Iterable[tuple[SparseLayer, Clip]]:
+    return zip(network.layers, network.activation, strict=True)
 
 
 def widths(network: SparseNetwork) -> list[int]:
@@ -49,7 +56,7 @@ def assert_same_network(a: SparseNetwork, b: SparseNetwork) -> None:
         np.testing.assert_array_equal(np.broadcast_to(one.bias, one.outputs), np.broadcast_to(other.bias, one.outputs))
 
 
-def with_duplicates(seed: int, sizes: list[int], cap: float | None) -> SparseNetwork:
+def with_duplicates(seed: int, sizes: list[int], activation: Clip) -> SparseNetwork:
     """A random network in which outputs repeat, some have no edges, and some edges store 0."""
     generator = np.random.default_rng(seed)
     layers = []
@@ -61,7 +68,7 @@ def with_duplicates(seed: int, sizes: list[int], cap: float | None) -> SparseNet
         bias = generator.choice([-0.3, -0.0, 0.0, 0.2, 40], size=distinct)
         copies = generator.integers(distinct, size=outputs)
         layers.append((matrix[:, copies], bias[copies]))
-    return network_of(*layers, cap=cap)
+    return network_of(*layers, activation=activation)
 
 
 # --- outputs stay the same --------------------------------------------------------------------------------------------
@@ -71,11 +78,11 @@ def with_duplicates(seed: int, sizes: list[int], cap: float | None) -> SparseNet
 @given(
     seed=st.integers(0, 2**32 - 1),
     sizes=st.lists(st.integers(1, 24), min_size=2, max_size=6),
-    cap=st.sampled_from([None, 1.0, 32.0]),
+    activation=st.sampled_from([Clip.relu(), Clip.relu(1), Clip.relu(32), Clip(-1, 1), Clip(0.5, 2), Clip.identity()]),
 )
-def test_outputs_are_those_of_the_oracle(seed: int, sizes: list[int], cap: float | None) -> None:
+def test_outputs_are_those_of_the_oracle(seed: int, sizes: list[int], activation: Clip) -> None:
     """Merging, folding and dropping must change no output, in whatever mixture they come."""
-    network = with_duplicates(seed, sizes, cap)
+    network = with_duplicates(seed, sizes, activation)
     small, expansion = simplify(network)
     small.validate()
     y0 = np.random.default_rng(seed).random((7, sizes[0]), np.float32)
@@ -90,7 +97,7 @@ def test_outputs_are_those_of_the_oracle(seed: int, sizes: list[int], cap: float
 @pytest.mark.parametrize("seed", range(4))
 def test_plans_restore_every_original_output(compress: Compress, backend: ops.Backend, seed: int) -> None:
     """A back end that mixes up the width of the last layer and the number of outputs writes outside its rows."""
-    network = with_duplicates(seed, [30, 50, 40, 60], 32.0)
+    network = with_duplicates(seed, [30, 50, 40, 60], Clip.relu(32))
     plan = build_plan(network, compress=compress)
     y0 = np.random.default_rng(seed).random((70, 30), np.float32)
     expected = oracle.infer(network, y0)
@@ -108,7 +115,7 @@ def test_plans_restore_every_original_output(compress: Compress, backend: ops.Ba
 @pytest.mark.parametrize("seed", range(4))
 def test_plans_restore_every_original_output_on_a_gpu(compress: Compress, kernel: planner.Kernel, seed: int) -> None:
     """As above, for the CUDA back end."""
-    network = with_duplicates(seed, [30, 50, 40, 60], 32.0)
+    network = with_duplicates(seed, [30, 50, 40, 60], Clip.relu(32))
     plan = build_plan(network, compress=compress, kernel=kernel)
     y0 = np.random.default_rng(seed).random((300, 30), np.float32)
     expected = oracle.infer(network, y0)
@@ -121,7 +128,7 @@ def test_plans_restore_every_original_output_on_a_gpu(compress: Compress, kernel
 @given(seed=st.integers(0, 2**32 - 1), sizes=st.lists(st.integers(1, 24), min_size=2, max_size=6))
 def test_the_result_is_a_fixed_point(seed: int, sizes: list[int]) -> None:
     """One pass forward and one back must leave nothing to do."""
-    small, _ = simplify(with_duplicates(seed, sizes, 32.0))
+    small, _ = simplify(with_duplicates(seed, sizes, Clip.relu(32)))
     again, expansion = simplify(small)
     assert_same_network(again, small)
     np.testing.assert_array_equal(expansion.outputs, np.arange(small.outputs))
@@ -131,18 +138,17 @@ def test_the_result_is_a_fixed_point(seed: int, sizes: list[int]) -> None:
 @given(seed=st.integers(0, 2**32 - 1), sizes=st.lists(st.integers(1, 24), min_size=2, max_size=6))
 def test_hash_collisions_change_nothing(seed: int, sizes: list[int]) -> None:
     """Rows of one hash must be compared exactly: with no bits of the hash left, all rows have one."""
-    network = with_duplicates(seed, sizes, 32.0)
-    collided = Simplified(network.layers, network.cap, hash_mask=0)
+    network = with_duplicates(seed, sizes, Clip.relu(32))
+    collided = Simplified(pairs_of(network), hash_mask=0)
     small, expansion = simplify(network)
     np.testing.assert_array_equal(collided.expansion.outputs, expansion.outputs)
-    assert_same_network(SparseNetwork(tuple(layer for layer, _ in collided), network.cap), small)
+    assert_same_network(SparseNetwork((layer for layer, _, _ in collided), network.activation), small)
 
 
 def test_threads_change_nothing() -> None:
     network = SparseNetwork(tuple(radixnet.layers(1024, 12)))
     one, many = (
-        SparseNetwork(tuple(layer for layer, _ in Simplified(network.layers, 32.0, threads=threads)))
-        for threads in (1, 7)
+        SparseNetwork(layer for layer, _, _ in Simplified(pairs_of(network), threads=threads)) for threads in (1, 7)
     )
     assert_same_network(one, many)
 
@@ -247,9 +253,19 @@ def test_constants_are_folded_and_merge_what_reads_them() -> None:
     np.testing.assert_array_equal(expansion.outputs, [0, 0])
 
 
-@pytest.mark.parametrize(("cap", "folded"), [(2.0, 2.0), (None, 3.0)])
-def test_a_constant_is_capped_before_it_is_folded(cap: float | None, folded: float) -> None:
-    network = network_of(([[0, 1]], [3, 0]), ([[1], [1]], 0), cap=cap)
+@pytest.mark.parametrize(
+    ("activation", "folded"),
+    [
+        (Clip.relu(2), 2.0),
+        (Clip.relu(), 3.0),
+        ((Clip(-1, 1), Clip.identity()), 1.0),
+        ((Clip(5, 6), Clip.relu()), 5.0),
+        ((Clip(-4, -2), Clip.identity()), -2.0),
+    ],
+)
+def test_a_constant_is_clipped_before_it_is_folded(activation: Clip | tuple[Clip, ...], folded: float) -> None:
+    """By its own layer's activation, not by that of the layer that reads it."""
+    network = network_of(([[0, 1]], [3, 0]), ([[1], [1]], 0), activation=activation)
     small, _ = simplify(network)
     np.testing.assert_array_equal(small.layers[1].bias, folded)
 
@@ -331,7 +347,7 @@ def test_equal_features_share_their_results(count: int, bias: float, cap: float 
     )
     y0 = distinct[generator.integers(len(distinct), size=count)].astype(np.float32)
     y0[::7, 3] *= 1.0000002
-    assert_merging_features_changes_nothing(SparseNetwork(tuple(layers), cap), y0)
+    assert_merging_features_changes_nothing(SparseNetwork(layers, cap=cap), y0)
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -408,7 +424,7 @@ def test_a_saved_plan_remembers_its_compression(compress: Compress, tmp_path: Pa
 
 
 def test_derivatives_are_those_of_the_original_network() -> None:
-    network = with_duplicates(1, [12, 20, 16], None)
+    network = with_duplicates(1, [12, 20, 16], Clip.relu())
     y0 = np.random.default_rng(0).random((3, 12), np.float32)
     expected, got = (
         jax.grad(lambda y, plan: infer(plan, y).sum())(y0, build_plan(network, compress=compress))

@@ -122,7 +122,7 @@ std::string check_shapes(const LayerCall& call, int64_t offsets, int64_t values,
 
 ffi::Error layer(ffi::ThreadPool pool, ffi::Buffer<DataType::F32> y, ffi::AnyBuffer indptr,
                  ffi::Buffer<DataType::S32> indices, ffi::Buffer<DataType::F32> values, ffi::Buffer<DataType::F32> bias,
-                 ffi::ResultBuffer<DataType::F32> result, float cap) {
+                 ffi::ResultBuffer<DataType::F32> result, float lower, float upper) {
   return guarded([&]() -> std::string {
     if (y.dimensions().size() != 2 || result->dimensions().size() != 2 ||
         y.dimensions()[0] != result->dimensions()[0]) {
@@ -143,7 +143,8 @@ ffi::Error layer(ffi::ThreadPool pool, ffi::Buffer<DataType::F32> y, ffi::AnyBuf
     call.single_value = values.dimensions().size() == 0;
     call.bias = bias.typed_data();
     call.single_bias = bias.dimensions().size() == 0;
-    call.cap = cap;
+    call.lower = lower;
+    call.upper = upper;
     call.result = result->typed_data();
     const std::string problem = check_shapes(call, count_of(indptr), count_of(values), count_of(bias));
     return problem.empty() ? run_layer(call, helpers_of(pool), scheduler_of(pool)) : problem;
@@ -172,4 +173,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnLayerCpu, spdnn::cpu::layer,
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
-                                  .Attr<float>("cap"));
+                                  .Attr<float>("lower")
+                                  .Attr<float>("upper"));

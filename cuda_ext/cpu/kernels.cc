@@ -59,13 +59,13 @@ inline void compute_block(const RunTask& task, const Index* indices, int64_t chu
     for (int v = 0; v < kV; ++v) sums[r][v] += bias;
   }
   UnalignedBits* nonzero = reinterpret_cast<UnalignedBits*>(task.nonzero + feature);
-  const Vector zero{}, cap = zero + task.cap;
+  const Vector lower = Vector{} + task.lower, upper = Vector{} + task.upper;
   for (int v = 0; v < kV; ++v) {
     Bits bits = nonzero[v];
     for (int r = 0; r < kR; ++r) {
       Vector y = sums[r][v];
-      y = zero > y ? zero : y;  // in this order a NaN stays one, as in jnp.maximum and numpy
-      y = y > cap ? cap : y;
+      y = lower > y ? lower : y;  // in this order a NaN stays one, as in jnp.maximum and numpy
+      y = y > upper ? upper : y;
       reinterpret_cast<Vector*>(task.out + (slot + r * slot_step) * task.stride + feature)[v] = y;
       bits |= (Bits)y;  // the bits as they are
     }

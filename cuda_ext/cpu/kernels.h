@@ -20,12 +20,12 @@ struct RunTask {
   int64_t edges;  // of a group; need not be a multiple of 4 where there is one group
   int64_t groups;
   int64_t first_slot;
-  float cap;
-  const float* in;    // 64-byte aligned
-  float* out;         // 64-byte aligned
-  int64_t stride;     // features in a row of `in` and `out`
-  int64_t features;   // features to compute, rounded up to the vector width by the kernel
-  uint32_t* nonzero;  // (stride): bits of all results of a feature, or-ed
+  float lower, upper;  // what sums are clipped to
+  const float* in;     // 64-byte aligned
+  float* out;          // 64-byte aligned
+  int64_t stride;      // features in a row of `in` and `out`
+  int64_t features;    // features to compute, rounded up to the vector width by the kernel
+  uint32_t* nonzero;   // (stride): bits of all results of a feature, or-ed
 };
 
 using RunKernel = void (*)(const RunTask&);

@@ -33,7 +33,8 @@ void compute_tile(const LayerCall& call, const Kernels& kernels, const Tile& in,
   task.value = call.single_value ? call.values[0] : 0.0f;
   task.shared_bias = call.single_bias ? call.bias[0] : 0.0f;
   task.bias = call.single_bias ? nullptr : call.bias;
-  task.cap = call.cap;
+  task.lower = call.lower;
+  task.upper = call.upper;
   task.in = in.buffer.data();
   task.out = out.buffer.data();
   task.stride = stride;

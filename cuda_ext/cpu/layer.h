@@ -27,8 +27,8 @@ struct LayerCall {
   bool single_value = false;
   const float* bias = nullptr;  // (outputs), or one
   bool single_bias = false;
-  float cap = 0;
-  float* result = nullptr;  // (features, outputs)
+  float lower = 0, upper = 0;  // what sums are clipped to
+  float* result = nullptr;     // (features, outputs)
 };
 
 // Memory beyond the arguments: two tiles a thread, at most 64 MiB, or what 16 features take where that is more (a

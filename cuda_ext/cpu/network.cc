@@ -31,8 +31,7 @@ bool is_power_or_one_and_a_half(int64_t layer) {
   return odd_part == 1 || odd_part == 3;
 }
 
-// A weighted sum over a column's neurons, which tells most columns apart at the cost of one more output neuron. All
-// weights are positive: the kernels clip what is not.
+// A weighted sum over a column's neurons, which tells most columns apart at the cost of one more output neuron.
 struct ColumnHash {
   explicit ColumnHash(int64_t width) : indices(width), weights(width) {
     uint32_t random = 1;
@@ -176,7 +175,8 @@ class Worker {
     task.index_bits = static_cast<int>(layer.index_bits);
     task.bias = layer.bias_offset < 0 ? nullptr : floats(layer.bias_offset);
     task.shared_bias = static_cast<float>(layer.bias);
-    task.cap = static_cast<float>(call_.plan.header->cap);
+    task.lower = layer.lower;
+    task.upper = layer.upper;
     task.nonzero = nonzero_.data();
     for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
       const PlanRun& run = call_.plan.runs[r];
@@ -283,7 +283,8 @@ class Worker {
     task.group_outputs = 1;
     task.edges = width;
     task.groups = 1;
-    task.cap = INFINITY;
+    task.lower = -INFINITY;
+    task.upper = INFINITY;
     task.nonzero = flags_.data();
     shared_.kernels.run(task);
   }

@@ -191,8 +191,8 @@ __device__ __forceinline__ void start_with_bias(const PlanLayer& layer, const Pl
 
 // Clips the sums. Returns a bit for each feature that some output leaves active.
 template <int kOutputs, int kVector>
-__device__ __forceinline__ uint32_t clip_all(float (&sums)[kOutputs][kVector], const Scale& scale) {
-  scale.clip(reinterpret_cast<float (&)[kOutputs * kVector]>(sums));
+__device__ __forceinline__ uint32_t clip_all(float (&sums)[kOutputs][kVector], const Bounds& bounds) {
+  bounds.clip(reinterpret_cast<float (&)[kOutputs * kVector]>(sums));
   uint32_t active = 0;
 #pragma unroll
   for (int v = 0; v < kVector; ++v) {

@@ -48,7 +48,7 @@ __device__ __forceinline__ void compute_unit(const LayerStep& step, const RunArg
   float sums[kOutputs][kVector];
   start_with_bias(arguments.layer, run, unit, words, step.scale, sums);
   accumulate<kOutputs, kVector, kStored, !kStored && Load::kAhead, Index>(run, unit, words, load, sums);
-  const uint32_t active = clip_all(sums, step.scale);
+  const uint32_t active = clip_all(sums, step.bounds);
   float* target = step.target + tiled_offset(slot, unit.first_slot(run), arguments.layer.outputs);
 #pragma unroll
   for (int r = 0; r < kOutputs; ++r) {

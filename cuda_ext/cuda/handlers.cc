@@ -76,7 +76,7 @@ ffi::Error network(cudaStream_t stream, ffi::AnyBuffer y0, ffi::Buffer<ffi::Data
 
 ffi::Error layer(cudaStream_t stream, ffi::Buffer<ffi::DataType::F32> y, ffi::Buffer<ffi::DataType::S32> indptr,
                  ffi::Buffer<ffi::DataType::S32> indices, ffi::Buffer<ffi::DataType::F32> values,
-                 ffi::Buffer<ffi::DataType::F32> bias, Result<ffi::DataType::F32> result, float cap) {
+                 ffi::Buffer<ffi::DataType::F32> bias, Result<ffi::DataType::F32> result, float lower, float upper) {
   LayerCall call{};
   if (y.dimensions().size() != 2 || result->dimensions().size() != 2) return invalid("features must be a matrix");
   call.features = y.dimensions()[0];
@@ -91,7 +91,8 @@ ffi::Error layer(cudaStream_t stream, ffi::Buffer<ffi::DataType::F32> y, ffi::Bu
   call.single_value = values.dimensions().size() == 0;
   call.bias = bias.typed_data();
   call.single_bias = bias.dimensions().size() == 0;
-  call.cap = cap;
+  call.lower = lower;
+  call.upper = upper;
   call.result = result->typed_data();
   return from_cuda(run_layer(call, stream));
 }
@@ -121,7 +122,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnLayerCuda, spdnn::cuda::layer,
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
-                                  .Attr<float>("cap"),
+                                  .Attr<float>("lower")
+                                  .Attr<float>("upper"),
                               {xla::ffi::Traits::kCmdBufferCompatible});
 
 // The version of XLA's FFI interface that this library was built for, and the workspace of a call.

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads) layer_kernel(const __grid_constant__
 #pragma unroll
     for (int f = 0; f < kFeatures; ++f) {
       if (first + f <= last)
-        call.result[(first + f) * call.outputs + output] = fminf(fmaxf(sums[f] + bias, 0.0f), call.cap);
+        call.result[(first + f) * call.outputs + output] = fminf(fmaxf(sums[f] + bias, call.lower), call.upper);
     }
   }
 }

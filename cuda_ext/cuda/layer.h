@@ -16,8 +16,8 @@ struct LayerCall {
   bool single_value;
   const float* bias;
   bool single_bias;
-  float cap;
-  float* result;  // (features, outputs)
+  float lower, upper;  // what sums are clipped to
+  float* result;       // (features, outputs)
 };
 
 cudaError_t run_layer(const LayerCall& call, cudaStream_t stream);

@@ -12,6 +12,7 @@ namespace spdnn::cuda {
 struct LayerStep {
   const uint32_t* words;
   Scale scale;
+  Bounds bounds;
   const float* source;          // tiles
   const int32_t* slots;         // slot in `source` of each feature in work; null: its own number
   const int32_t* count;         // features in work; null: all

@@ -61,7 +61,7 @@ struct Workspace {
 class Launcher {
  public:
   Launcher(const NetworkCall& call, cudaStream_t stream)
-      : call_(call), stream_(stream), scale_(Scale::of_cap(call.plan.header->cap)), input_(call.input) {
+      : call_(call), stream_(stream), scale_(Scale::of_plan(call.plan)), input_(call.input) {
     input_.per_unit = scale_.per_unit;
     workspace_.lay_out(static_cast<char*>(call.workspace), call.plan, call.features);
     next_count_ = workspace_.counts;
@@ -174,6 +174,7 @@ class Launcher {
     LayerStep step{};
     step.words = call_.words;
     step.scale = scale_;
+    step.bounds = scale_.bounds(layer);
     step.source = source();
     step.slots = now_.slots;
     step.count = now_.count;

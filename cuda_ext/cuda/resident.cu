@@ -86,6 +86,7 @@ __device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const Pl
   const char* column = reinterpret_cast<const char*>(in + lane * kVector);
   // One multiply-add makes an address of an index, if the compiler does not know that it could shift and add.
   const uint32_t stride_bytes = opaque(static_cast<uint32_t>(stride * sizeof(float)));
+  const Bounds bounds = scale.bounds(layer);
   uint32_t active = 0;
   for (int u = threadIdx.x >> columns.lane_bits; u < units; u += blockDim.x >> columns.lane_bits) {
     const Unit unit = Unit::at(u, groups, kOutputs);
@@ -97,7 +98,7 @@ __device__ __forceinline__ uint32_t compute_run(const PlanLayer& layer, const Pl
           load_vector<kVector>(reinterpret_cast<const float*>(column + index * stride_bytes), x);
         },
         sums);
-    active |= clip_all(sums, scale);
+    active |= clip_all(sums, bounds);
     float* target = out + unit.first_slot(run) * stride + lane * kVector;
 #pragma unroll
     for (int r = 0; r < kOutputs; ++r) store_vector<kVector>(target + r * unit.width * stride, sums[r]);

@@ -1,42 +1,60 @@
-// In what units the kernels hold activations between the caller's input and output.
+// In what units the kernels hold activations between the caller's input and output, and how they clip them.
 //
-// To clip at 0 and at any cap takes two instructions at half the machine's rate; to clip at 0 and 1 is part of an
-// addition. So where the cap is a power of two activations are held divided by it, which changes no bit of what is
-// computed but the exponents.
+// To clip at any two bounds takes two instructions at half the machine's rate; to clip at 0 and 1 is part of an
+// addition. So where layers clip at 0 and a power of two, activations are held divided by it, which changes no bit of
+// what is computed but the exponents. One unit serves all layers: the first such layer decides, and the others' bounds
+// are divided by it, too.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cmath>
 
+#include "layout/plan_view.h"
+
 namespace spdnn::cuda {
 
-struct Scale {
-  float cap = INFINITY;  // of activations, in units
-  float unit = 1;        // a power of two
-  float per_unit = 1;    // 1 / unit
-
-  static Scale of_cap(double cap) {
-    constexpr double kLargest = 1 << 16;  // so that no number of common size leaves the range of float
-    int exponent = 0;
-    const bool power_of_two = std::isfinite(cap) && std::frexp(cap, &exponent) == 0.5;
-    if (!power_of_two || cap > kLargest || cap < 1 / kLargest) return {static_cast<float>(cap), 1, 1};
-    return {1, static_cast<float>(cap), static_cast<float>(1 / cap)};
-  }
+// What a layer's sums are clipped to, in units.
+struct Bounds {
+  float lower, upper;
 
 #ifdef __CUDACC__
-  // Clips all of them; NaN becomes 0. One branch for all: in each one's way, a compiler would issue both.
+  // Clips all of them; NaN becomes `lower`. One branch for all: in each one's way, a compiler would issue both.
   template <int kCount>
   __device__ __forceinline__ void clip(float (&values)[kCount]) const {
-    if (cap == 1) {
+    if (lower == 0 && upper == 1) {
 #pragma unroll
       for (float& value : values) value = __saturatef(value);
     } else {
 #pragma unroll
-      for (float& value : values) value = fminf(fmaxf(value, 0.0f), cap);
+      for (float& value : values) value = fminf(fmaxf(value, lower), upper);
     }
   }
 #endif
+};
+
+struct Scale {
+  float unit = 1;      // a power of two
+  float per_unit = 1;  // 1 / unit
+
+  static Scale of_plan(const PlanView& plan) {
+    for (int64_t l = 0; l < plan.header->layers; ++l) {
+      const PlanLayer& layer = plan.layers[l];
+      if (layer.lower == 0 && may_be_unit(layer.upper)) return {layer.upper, 1 / layer.upper};
+    }
+    return {};
+  }
+
+  __host__ __device__ Bounds bounds(const PlanLayer& layer) const {
+    return {layer.lower * per_unit, layer.upper * per_unit};
+  }
+
+ private:
+  static bool may_be_unit(float upper) {
+    constexpr float kLargest = 1 << 16;  // so that no number of common size leaves the range of float
+    int exponent = 0;
+    return upper >= 1 / kLargest && upper <= kLargest && std::frexp(upper, &exponent) == 0.5f;
+  }
 };
 
 }  // namespace spdnn::cuda

@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();  // all are through with the buffer
       if (buffers == 1) load(s + 1);
     }
-    step.scale.clip(sums);
+    step.bounds.clip(sums);
     uint32_t bits = 0;
     float* target = step.target + tiled_offset(place, first_slot, layer.outputs);
 #pragma unroll

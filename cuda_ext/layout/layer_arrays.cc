@@ -40,6 +40,7 @@ void fail_layer(int64_t number, const std::string& what) {
 }
 
 void check_layer(const LayerArrays& layer, int64_t number) {
+  if (!(layer.clip.lower < layer.clip.upper)) fail_layer(number, "the lower bound must lie below the upper one");
   check_rows(layer, number);
   check_finite(layer.values, layer.value_count, "weight", number);
   check_finite(layer.bias, layer.bias_count, "bias", number);

@@ -1,10 +1,20 @@
 // A layer in compressed-row form, as it comes from the caller, and the checks that every reader of one makes.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 
 namespace spdnn {
+
+// What a layer's sums are clipped to; infinite where not at all.
+struct ClipBounds {
+  float lower = 0;
+  float upper = INFINITY;
+
+  float clipped(float sum) const { return std::min(std::max(sum, lower), upper); }
+};
 
 // One layer, rows compressed by output neuron.
 struct LayerArrays {
@@ -16,6 +26,7 @@ struct LayerArrays {
   int64_t value_count = 0;
   const float* bias = nullptr;  // outputs, or one for all
   int64_t bias_count = 0;
+  ClipBounds clip;
 
   int64_t edges() const { return indptr[outputs]; }
   float value(int64_t edge) const { return values[value_count > 1 ? edge : 0]; }

@@ -258,6 +258,8 @@ class Emission {
     record.constant = origin_.constant;
     record.unread = origin_.unread;
     record.runs = static_cast<int64_t>(order_.runs.size());
+    record.lower = layer_.clip.lower;
+    record.upper = layer_.clip.upper;
     record.index_bits = layer_.inputs <= 65536 ? 16 : 32;
     single_valued_ = all_equal(layer_.values, layer_.value_count);
     for (const LayerOrder::Run& run : order_.runs) emit(run);
@@ -380,7 +382,8 @@ class Emission {
     PlanLayer& record = built_.layer;
     record.bias_offset = -1;
     if (layer_.bias_count == 0) return;
-    built_.max_bias = *std::max_element(layer_.bias, layer_.bias + layer_.bias_count);
+    built_.keeps_zero = std::all_of(layer_.bias, layer_.bias + layer_.bias_count,
+                                    [this](float bias) { return layer_.clip.clipped(bias) == 0; });
     if (all_equal(layer_.bias, layer_.bias_count)) {
       record.bias = layer_.bias[0];
       return;
@@ -431,8 +434,8 @@ BuiltLayer build_layer(LayerArrays layer, LayerOrigin origin, int64_t number, St
 
 }  // namespace
 
-PlanBuilder::PlanBuilder(double cap, int threads, const StagedRule& staged_rule)
-    : cap_(cap), threads_(std::max(threads, 1)), staged_rule_(staged_rule) {}
+PlanBuilder::PlanBuilder(int threads, const StagedRule& staged_rule)
+    : threads_(std::max(threads, 1)), staged_rule_(staged_rule) {}
 
 PlanBuilder::~PlanBuilder() = default;
 
@@ -465,14 +468,12 @@ int64_t PlanBuilder::finish(const Simplification& simplification) {
   header_.version = kPlanVersion;
   header_.layers = layer_count_;
   header_.outputs = simplification.neurons ? static_cast<int64_t>(expansion_.size()) : last_outputs_;
-  header_.cap = cap_;
   header_.merged_neurons = simplification.neurons;
   header_.merge_features = simplification.features;
-  float later_max_bias = -INFINITY;
+  bool later_keep_zero = true;
   for (auto built = built_.rbegin(); built != built_.rend(); ++built) {
-    // An all-zero feature comes alive again only where some later bias is positive.
-    built->layer.prunable = later_max_bias <= 0;
-    later_max_bias = std::max(later_max_bias, built->max_bias);
+    built->layer.prunable = later_keep_zero;
+    later_keep_zero = later_keep_zero && built->keeps_zero;
     header_.runs += built->layer.runs;
   }
   int64_t words = round_up(

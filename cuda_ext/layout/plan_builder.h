@@ -31,14 +31,14 @@ struct BuiltLayer {
   PlanLayer layer{};          // first_run, prunable and offsets still relative to the layer
   std::vector<PlanRun> runs;  // offsets relative to `words`
   std::vector<uint32_t> words;
-  float max_bias = 0;
+  bool keeps_zero = true;  // a feature that is all zero before the layer is so after it
   std::shared_ptr<const LayerOrder> order;
 };
 
 class PlanBuilder {
  public:
   // `threads` layers are worked on at a time.
-  PlanBuilder(double cap, int threads, const StagedRule& staged_rule);
+  PlanBuilder(int threads, const StagedRule& staged_rule);
   PlanBuilder(const PlanBuilder&) = delete;
   PlanBuilder& operator=(const PlanBuilder&) = delete;
   ~PlanBuilder();
@@ -62,7 +62,6 @@ class PlanBuilder {
 
   void collect_one();
 
-  double cap_;
   size_t threads_;
   StagedRule staged_rule_;
   std::vector<int32_t> expansion_;  // as in Simplification

@@ -69,6 +69,7 @@ inline const char* check_layer(const PlanView& plan, int64_t l, int64_t words) {
     next += round_up(size, kWordAlignment);
     return true;
   };
+  if (!(layer.lower < layer.upper)) return "a layer's activation is malformed";
   if (layer.index_bits != 16 && layer.index_bits != 32) return "a layer's indices have an unknown width";
   if (layer.runs < 0 || layer.first_run != (before ? before->first_run + before->runs : 0) ||
       layer.first_run > header.runs - layer.runs) {

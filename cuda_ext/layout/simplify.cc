@@ -68,16 +68,16 @@ class RowRewriter {
  public:
   // `source_of(input, weight, &bias)` returns the neuron that stands for an input, or -1 having added a constant's
   // share to the bias.
-  RowRewriter(const LayerArrays& layer, int64_t number, float cap, uint64_t hash_mask, SourceOf source_of, Rows* rows)
-      : layer_(layer), number_(number), cap_(cap), hash_mask_(hash_mask), source_of_(source_of), rows_(*rows) {}
+  RowRewriter(const LayerArrays& layer, int64_t number, uint64_t hash_mask, SourceOf source_of, Rows* rows)
+      : layer_(layer), number_(number), hash_mask_(hash_mask), source_of_(source_of), rows_(*rows) {}
 
   void rewrite(int64_t row) {
     double bias = layer_.bias[layer_.bias_count > 1 ? row : 0];
     read_edges(row, &bias);
     const int64_t edges = write_edges(row);
     rows_.edges[row] = edges;
-    rows_.bias[row] = rounded(bias, row, "bias") + 0.0f;                                // -0.0 becomes 0.0
-    if (edges == 0) rows_.bias[row] = std::min(std::max(rows_.bias[row], 0.0f), cap_);  // constants of one value agree
+    rows_.bias[row] = rounded(bias, row, "bias") + 0.0f;                     // -0.0 becomes 0.0
+    if (edges == 0) rows_.bias[row] = layer_.clip.clipped(rows_.bias[row]);  // constants of one value agree
     rows_.hashes[row] = hash(row) & hash_mask_;
   }
 
@@ -140,7 +140,6 @@ class RowRewriter {
 
   const LayerArrays& layer_;
   int64_t number_;
-  float cap_;
   uint64_t hash_mask_;
   SourceOf source_of_;
   Rows& rows_;
@@ -237,8 +236,7 @@ void keep_placeholder(SimplifiedLayer* layer) {
 
 }  // namespace
 
-Simplifier::Simplifier(double cap, int threads, uint64_t hash_mask)
-    : cap_(static_cast<float>(cap)), threads_(std::max(threads, 1)), hash_mask_(hash_mask) {}
+Simplifier::Simplifier(int threads, uint64_t hash_mask) : threads_(std::max(threads, 1)), hash_mask_(hash_mask) {}
 
 void Simplifier::add(const LayerArrays& layer) {
   check_chain(layer, ++layer_count_, last_outputs_);
@@ -247,7 +245,7 @@ void Simplifier::add(const LayerArrays& layer) {
   Rows rows(layer);
   const auto rewrite_all = [&](auto source_of) {
     for_each_part(layer.outputs, threads_, [&](int64_t begin, int64_t end) {
-      RowRewriter rewriter(layer, layer_count_, cap_, hash_mask_, source_of, &rows);
+      RowRewriter rewriter(layer, layer_count_, hash_mask_, source_of, &rows);
       for (int64_t row = begin; row < end; ++row) rewriter.rewrite(row);
     });
   };

@@ -30,7 +30,7 @@ struct SimplifiedLayer {
 class Simplifier {
  public:
   // Bits of a row's hash outside of `hash_mask` are ignored: a test forces collisions with it.
-  Simplifier(double cap, int threads, uint64_t hash_mask);
+  Simplifier(int threads, uint64_t hash_mask);
 
   // Takes the next layer; keeps nothing of its arrays. Throws std::invalid_argument.
   void add(const LayerArrays& layer);
@@ -52,7 +52,6 @@ class Simplifier {
     float value;
   };
 
-  float cap_;
   int threads_;
   uint64_t hash_mask_;
   int64_t layer_count_ = 0;

@@ -32,7 +32,7 @@
 
 namespace spdnn {
 
-inline constexpr int64_t kPlanVersion = 3;
+inline constexpr int64_t kPlanVersion = 4;
 inline constexpr int kSliceGroups = 32;      // groups in a slice: the lanes of a warp
 inline constexpr int kEdgeChunk = 4;         // edges of one group that lie together
 inline constexpr int kMaxGroupOutputs = 32;  // outputs in a group, at most
@@ -52,8 +52,7 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + mu
   FIELD(int64_t, slot_offset)    /* int32[outputs]: the slot that holds each output */ \
   FIELD(int64_t, words)          /* length of the whole plan in words */               \
   FIELD(int64_t, merged_neurons) /* 1: equal neurons were merged */                    \
-  FIELD(int64_t, merge_features) /* 1: equal features may be merged on the way */      \
-  FIELD(double, cap)             /* upper clip of every layer; infinity where there is none */
+  FIELD(int64_t, merge_features) /* 1: equal features may be merged on the way */
 
 #define SPDNN_LAYER_FIELDS(FIELD)                                                            \
   FIELD(int64_t, inputs)                                                                     \
@@ -68,6 +67,8 @@ constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + mu
   FIELD(int64_t, prunable)    /* 1: a feature all zero after this layer stays so */          \
   FIELD(int64_t, bias_offset) /* float[outputs] in slot order; -1: one `bias` for all */     \
   FIELD(double, bias)                                                                        \
+  FIELD(float, lower) /* what the layer's sums are clipped to; infinite where not at all */  \
+  FIELD(float, upper)                                                                        \
   FIELD(int64_t, multiplied_edges) /* edges of the simplified layer, without padding */      \
   FIELD(int64_t, merged)           /* these three as in LayerOrigin */                       \
   FIELD(int64_t, constant)                                                                   \
@@ -102,6 +103,8 @@ struct PlanRun {
 };
 
 #undef SPDNN_DECLARE_FIELD
+
+static_assert(sizeof(PlanLayer) % sizeof(int64_t) == 0, "records are passed on as 64-bit words");
 
 // One stage of a block. Offsets are counted in words from the layer's `staged_offset`. A chunk is kEdgeChunk edges of
 // one row.

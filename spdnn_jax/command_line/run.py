@@ -130,7 +130,11 @@ def _build_plan(seconds: dict[str, float]) -> Plan:
     start = time.perf_counter()
     with progress_bar("building the plan", FLAGS.layers) as progress, jax.default_device(_host()):
         plan = build_plan(
-            timed_layers(), cap=sources.cap(), compress=FLAGS.compress, kernel=FLAGS.kernel, progress=progress
+            timed_layers(),
+            activation=sources.activation(),
+            compress=FLAGS.compress,
+            kernel=FLAGS.kernel,
+            progress=progress,
         )
     seconds["read"] = read
     seconds["plan"] = time.perf_counter() - start - read

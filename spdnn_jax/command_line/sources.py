@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from spdnn_jax.activation import Activation
 from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.command_line.progress import progress_bar
 from spdnn_jax.distributed.mesh import share_of_process
@@ -27,11 +28,11 @@ def open_layers() -> Iterator[SparseLayer]:
     return itertools.islice(network, FLAGS.layers)
 
 
-def cap() -> float | None:
-    """The upper clip of the activations."""
+def activation() -> Activation:
+    """The activations of the layers."""
     if FLAGS.weights == "official" and _is_network_file():
-        return NetworkFile(FLAGS.dataset_dir).cap
-    return networks.CAP
+        return NetworkFile(FLAGS.dataset_dir).activation[: FLAGS.layers]
+    return networks.ACTIVATION
 
 
 def _is_network_file() -> bool:

@@ -45,7 +45,10 @@ def _oracle(y0: np.ndarray) -> np.ndarray:
         for number, part in enumerate(parts):
             done = number * FLAGS.layers
             result = oracle.infer(
-                sources.open_layers(), part, cap=sources.cap(), progress=lambda layer, done=done: progress(done + layer)
+                sources.open_layers(),
+                part,
+                activation=sources.activation(),
+                progress=lambda layer, done=done: progress(done + layer),
             )
             categories.append(result.categories)
     return np.concatenate(categories) if categories else np.zeros(0, bool)

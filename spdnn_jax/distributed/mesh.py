@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from spdnn_jax import ops
-from spdnn_jax.layout import PlanTable
+from spdnn_jax.layout import PlanTable, clip_of
 from spdnn_jax.plan import Plan
 
 AXIS = "features"
@@ -273,8 +273,9 @@ def active_padding(plan: Plan, y: jax.Array, rows: jax.Array, backend: ops.Backe
 
 def zero_stays_zero(table: PlanTable) -> bool:
     """Whether the records alone show that a feature that is all zero stays so in every layer."""
-    first = table.layers[0]
-    return bool(first["prunable"] and first["bias_offset"] < 0 and first["bias"] <= 0)
+    first, clip = table.layers[0], clip_of(table.layers[0])
+    awakes_none = first["bias_offset"] < 0 and min(max(first["bias"], clip.lower), clip.upper) == 0
+    return bool(first["prunable"] and awakes_none)
 
 
 def imbalance(counts: np.ndarray) -> float:

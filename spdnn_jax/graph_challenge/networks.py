@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from spdnn_jax._files import replacing
+from spdnn_jax.activation import Clip
 
 NEURONS = (1024, 4096, 16384, 65536)
 LAYERS = (120, 480, 1920)
 FEATURES = 60000
 EDGES_PER_NEURON = 32
-CAP = 32.0
+ACTIVATION = Clip.relu(32.0)
 
 PAPER_SECONDS = {
     "1024x120": 0.0113, "1024x480": 0.0365, "1024x1920": 0.140,

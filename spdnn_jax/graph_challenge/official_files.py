@@ -21,7 +21,7 @@ from spdnn_jax._files import unpacked
 from spdnn_jax._native import core, usable_cores
 from spdnn_jax.graph_challenge import radixnet
 from spdnn_jax.graph_challenge.inputs import ALL
-from spdnn_jax.graph_challenge.networks import CAP, EDGES_PER_NEURON
+from spdnn_jax.graph_challenge.networks import ACTIVATION, EDGES_PER_NEURON
 from spdnn_jax.network import SparseLayer, save_layers
 
 ARCHIVE = ".tar.gz"
@@ -270,7 +270,7 @@ def convert(
             if progress is not None:
                 progress(number)
 
-    save_layers(output, counted(), count, CAP)
+    save_layers(output, counted(), count, ACTIVATION)
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from spdnn_jax.graph_challenge import networks
 from spdnn_jax.network import SparseLayer, SparseNetwork
 
 WEIGHT = 1 / 16
@@ -61,5 +62,5 @@ def _generate(neurons: int, classes: int, count: int, generator: np.random.Gener
 
 
 def network(neurons: int, count: int, seed: int = 0) -> SparseNetwork:
-    """The layers of `layers`, all at once, as a network with the challenge's cap of 32."""
-    return SparseNetwork(tuple(layers(neurons, count, seed)), cap=32.0)
+    """The layers of `layers`, all at once, as a network with the challenge's activation."""
+    return SparseNetwork(layers(neurons, count, seed), networks.ACTIVATION)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from spdnn_jax import SparseLayer, SparseNetwork, _native, build_plan, infer, ops, planner
+from spdnn_jax import Clip, SparseLayer, SparseNetwork, _native, build_plan, categories, infer, layer, ops, planner
 from spdnn_jax.distributed import pieces
 from spdnn_jax.graph_challenge import inputs, oracle, radixnet
 from spdnn_jax.simplify import Compress
@@ -102,6 +102,33 @@ def test_odd_networks(family: planner.Kernel, bias: str, one_value: bool, groupe
     network = random_network(3, widths, bias=bias, one_value=one_value, grouped=grouped, density=0.1)
     y0 = np.random.default_rng(0).random((77, widths[0]), np.float32)
     assert_close(infer(build_plan(network, kernel=family), y0), dense_reference(network, y0))
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "activation",
+    [
+        (Clip(-1, 1),) * 3,
+        (Clip.relu(6),) * 3,
+        (Clip.relu(32), Clip.relu(32), Clip.identity()),
+        (Clip.identity(), Clip.relu(4), Clip(-4, 4)),
+        (Clip.relu(0.5), Clip.relu(2), Clip(0.25, 3)),
+    ],
+    ids=str,
+)
+def test_activations_side_by_side(family: planner.Kernel, activation: tuple[Clip, ...]) -> None:
+    """One unit serves all layers, whatever their bounds; features with negative outputs only are active."""
+    network = random_network(3, [160, 150, 140, 30], activation=activation, grouped=2)
+    y0 = np.random.default_rng(0).random((300, 160), np.float32)
+    expected = dense_reference(network, y0)
+    plan = build_plan(network, kernel=family)
+    assert_close(infer(plan, y0), expected)
+    np.testing.assert_array_equal(categories(plan, y0), expected.any(axis=1))
+    for sparse_layer, clip in zip(network.layers, activation, strict=True):
+        expected = dense_reference(SparseNetwork([sparse_layer], clip), y0)
+        assert_close(layer(sparse_layer, y0, activation=clip), expected)
+        y0 = expected.astype(np.float32)
 
 
 @pytest.mark.usefixtures("cuda")

@@ -9,7 +9,7 @@ import scipy.sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spdnn_jax import SparseLayer, SparseNetwork, build_plan, planner
+from spdnn_jax import Clip, SparseLayer, SparseNetwork, build_plan, planner
 from spdnn_jax.graph_challenge import oracle, radixnet
 from spdnn_jax.graph_challenge.inputs import pack_bits
 from spdnn_jax.simplify import Compress
@@ -17,6 +17,14 @@ from tests.conftest import dense_reference, random_network
 from tests.emulator import emulate
 
 FAMILIES = ("staged", "grouped", "resident")
+CLIPS = [Clip.relu(cap) for cap in (None, 0.7, 1, 32, 2.0**40)] + [Clip(-1, 1), Clip(0.5, 2), Clip.identity()]
+MIXED = [
+    (Clip(-1, 1), Clip(-1, 1), Clip(-1, 1)),
+    (Clip.relu(6), Clip.relu(6), Clip.relu(6)),
+    (Clip.relu(32), Clip.relu(32), Clip.identity()),
+    (Clip.identity(), Clip.relu(4), Clip(-4, 4)),
+    (Clip.relu(0.5), Clip.relu(2), Clip(0.25, 3)),
+]
 
 pytestmark = pytest.mark.skipif(emulate.missing() is not None, reason=str(emulate.missing()))
 
@@ -38,7 +46,7 @@ def check(result: emulate.Result, network: SparseNetwork, y0: np.ndarray) -> Non
     scale = max(1.0, float(np.abs(expected).max(initial=0)))
     if result.activations.size:
         np.testing.assert_allclose(result.activations, expected, atol=3e-5 * scale)
-    largest = expected.max(axis=1, initial=0)
+    largest = np.abs(expected).max(axis=1, initial=0)
     clear = np.flatnonzero((largest > 1e-5 * scale) | (largest == 0))
     np.testing.assert_array_equal(result.alive[clear], largest[clear] > 0)
     assert result.active[-1] == result.alive.sum()
@@ -119,6 +127,17 @@ def test_the_order_of_threads_changes_no_bit(emulator: emulate.Emulator, family:
         np.testing.assert_array_equal(emulator.run(plan, y0, seed=seed).activations, first.activations)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("activation", MIXED, ids=str)
+def test_activations_side_by_side(
+    emulator: emulate.Emulator, family: planner.Kernel, activation: tuple[Clip, ...]
+) -> None:
+    """Layers that saturate at the unit, at another bound, below zero, or not at all: each as its own record says."""
+    network = random_network(3, [60, 50, 40, 30], activation=activation, grouped=2)
+    y0 = np.random.default_rng(0).random((70, 60), np.float32)
+    check(emulator.run(build_plan(network, kernel=family), y0), network, y0)
+
+
 @st.composite
 def schedules(draw: st.DrawFn, layers: int, searches: bool) -> list[planner.Step]:
     """Any families side by side, launches of any length, searches for equal features anywhere."""
@@ -142,7 +161,7 @@ def schedules(draw: st.DrawFn, layers: int, searches: bool) -> list[planner.Step
     one_value=st.booleans(),
     grouped=st.sampled_from([1, 3, 17, 40]),
     bias=st.sampled_from(["vector", "scalar", "negative"]),
-    cap=st.sampled_from([None, 0.7, 1.0, 32.0, 2.0**40]),
+    clips=st.lists(st.sampled_from(CLIPS), min_size=1, max_size=6),
     count=st.sampled_from([1, 5, 32, 63, 100]),
     compress=st.sampled_from(["none", "neurons", "full"]),
     activations=st.booleans(),
@@ -156,16 +175,19 @@ def test_any_schedule(
     one_value: bool,
     grouped: int,
     bias: str,
-    cap: float | None,
+    clips: list[Clip],
     count: int,
     compress: Compress,
     activations: bool,
 ) -> None:
     """Each kind of step finds the features where the one before left them, in any order of kinds.
 
-    Caps that are powers of two set the units in which activations are held, others do not.
+    The first cap that is a power of two sets the unit in which all layers hold activations.
     """
-    network = random_network(seed, widths, cap, density=density, one_value=one_value, grouped=grouped, bias=bias)
+    activation = list(itertools.islice(itertools.cycle(clips), len(widths) - 1))
+    network = random_network(
+        seed, widths, activation=activation, density=density, one_value=one_value, grouped=grouped, bias=bias
+    )
     generator = np.random.default_rng(seed)
     y0 = (generator.random((count, widths[0])) < 0.2).astype(np.float32)
     y0[generator.integers(count, size=count // 3)] = y0[0]
@@ -174,7 +196,7 @@ def test_any_schedule(
     result = emulator.run(plan, y0, steps=steps, activations=activations)
     check(result, network, y0)
     if compress == "none":
-        np.testing.assert_allclose(result.active, oracle.infer(network.layers, y0, cap=network.cap).active, atol=1)
+        np.testing.assert_allclose(result.active, oracle.infer(network, y0).active, atol=1)
 
 
 # --- equal features ---------------------------------------------------------------------------------------------------

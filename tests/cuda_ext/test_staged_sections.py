@@ -48,7 +48,7 @@ def multiply(plan: Plan, y0: np.ndarray) -> np.ndarray:
         bias = layer["bias"]
         if layer["bias_offset"] >= 0:
             bias = words[layer["bias_offset"] :][: layer["outputs"]].view(np.float32)
-        y = np.clip(y @ staged_matrix(plan, number) + bias, 0, plan.cap)
+        y = np.clip(y @ staged_matrix(plan, number) + bias, layer["lower"], layer["upper"])
     return y[:, words[header["slot_offset"] :][: header["outputs"]]]
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spdnn_jax import Clip
 from spdnn_jax._native import core
 from spdnn_jax.graph_challenge import official_files, radixnet
 from spdnn_jax.network import NetworkFile
@@ -415,7 +416,7 @@ def test_convert_writes_what_layers_reads(tmp_path: Path) -> None:
     official_files.convert(tmp_path, NEURONS, 3, tmp_path / "network.safetensors", done.append)
     assert done == [1, 2, 3]
     converted = NetworkFile(tmp_path / "network.safetensors")
-    assert (len(converted), converted.cap) == (3, 32.0)
+    assert converted.activation == (Clip.relu(32),) * 3
     for ours, theirs in zip(converted, official_files.layers(tmp_path, NEURONS, 3), strict=True):
         np.testing.assert_array_equal(ours.indices, theirs.indices)
         assert ours.values == theirs.values

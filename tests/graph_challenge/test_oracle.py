@@ -3,20 +3,22 @@
 import numpy as np
 import pytest
 
-from spdnn_jax import SparseLayer, SparseNetwork
+from spdnn_jax import Clip, SparseLayer, SparseNetwork
 from spdnn_jax.graph_challenge import oracle
 from tests.conftest import dense_reference, random_network
 
 
 @pytest.mark.parametrize("bias", ["vector", "scalar", "negative"])
-@pytest.mark.parametrize("cap", [None, 1.0])
-def test_equals_dense_matrices(bias: str, cap: float | None) -> None:
-    network = random_network(4, [30, 20, 25, 10], cap=cap, bias=bias)
+@pytest.mark.parametrize(
+    "activation", [(Clip.relu(),) * 3, (Clip.relu(1),) * 3, (Clip(-1, 1), Clip(0.5, 2), Clip.identity())]
+)
+def test_equals_dense_matrices(bias: str, activation: tuple[Clip, ...]) -> None:
+    network = random_network(4, [30, 20, 25, 10], activation=activation, bias=bias)
     y0 = np.random.default_rng(0).random((50, 30)) < 0.1
     result = oracle.infer(network, y0)
     np.testing.assert_allclose(result.activations, dense_reference(network, y0), atol=1e-12)
     np.testing.assert_array_equal(result.categories, dense_reference(network, y0).any(axis=1))
-    prefixes = [dense_reference(SparseNetwork(network.layers[:k], cap), y0) for k in (1, 2, 3)]
+    prefixes = [dense_reference(SparseNetwork(network.layers[:k], activation[:k]), y0) for k in (1, 2, 3)]
     np.testing.assert_array_equal(result.active, [(y != 0).any(axis=1).sum() for y in prefixes])
 
 
