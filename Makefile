@@ -1,6 +1,7 @@
 # Everything that a person or CI runs. `make run` and `make test` need Python >= 3.11 and a C++17 compiler, nothing else.
 PYTHON ?= python3
 VENV ?= .venv
+DATA ?= ../shared/data
 BIN := $(VENV)/bin
 
 # The install is editable: Python sources are used where they lie, and only what is compiled outdates it. Stamps say what is
@@ -19,7 +20,7 @@ TEST_BUILD := -C cmake.define.SPDNN_CUDA=$(TEST_CUDA)
 
 PYTHONS = $(shell IFS=:; for folder in $$PATH; do ls $$folder/python3.1[1-9] $$folder/python3.[2-9][0-9]; done 2>/dev/null)
 
-.PHONY: run test lint gpu-install gpu-check gpu-bench clean
+.PHONY: run test examples lint gpu-install gpu-check gpu-bench clean
 
 run: $(RUN_READY)
 	@$(BIN)/spdnn --flagfile=configs/1024x120.flags
@@ -27,6 +28,11 @@ run: $(RUN_READY)
 
 test: $(TEST_READY)
 	$(BIN)/python -m pytest --numprocesses=auto
+
+# In full; tests/examples runs them on a small size. The trained network is looked for in DATA.
+examples: $(TEST_READY)
+	@for name in $(if $(wildcard $(DATA)/trained),trained,) challenge sharded finetune; do \
+	  echo "examples/$$name.py:"; $(BIN)/python examples/$$name.py $$([ $$name = trained ] && echo '$(DATA)') || exit 1; done
 
 lint: $(LINT_READY)
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from spdnn_jax._interrupts import on_interrupt
-from spdnn_jax.command_line import options, plots, report
+from spdnn_jax.command_line import options, own, plots, report
 from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.command_line.progress import byte_bar, progress_bar
 from spdnn_jax.graph_challenge import official_files
@@ -17,15 +17,24 @@ from spdnn_jax.graph_challenge.download import official_paths
 
 
 def convert(_: list[str]) -> int:
-    """Writes official files as one network file."""
-    if not FLAGS.dataset_dir or not FLAGS.output:
-        options.reject("spdnn convert needs --dataset_dir and --output")
+    """Writes official files, or those of --network, as one network file."""
+    if not (FLAGS.dataset_dir or FLAGS.network) or not FLAGS.output:
+        options.reject("spdnn convert needs --output, and --network or --dataset_dir")
+    own.require_flags()
     options.check_outputs("output")
+    if FLAGS.network:
+        own.network().save(FLAGS.output)
+        _say_written(f"--network={FLAGS.output}")
+        return 0
     with progress_bar("converting", FLAGS.layers) as progress:
         official_files.convert(FLAGS.dataset_dir, FLAGS.neurons, FLAGS.layers, FLAGS.output, progress)
-    print(f"wrote {FLAGS.output} ({Path(FLAGS.output).stat().st_size / 2**20:.1f} MiB): run it with "
-          f"--weights=official --dataset_dir={FLAGS.output}")  # fmt: skip
+    _say_written(f"--weights=official --dataset_dir={FLAGS.output}")
     return 0
+
+
+def _say_written(how_to_run: str) -> None:
+    size = Path(FLAGS.output).stat().st_size
+    print(f"wrote {FLAGS.output} ({size / 2**20:.1f} MiB): run it with {how_to_run}")
 
 
 def download(_: list[str]) -> int:

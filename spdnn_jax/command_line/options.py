@@ -15,6 +15,12 @@ from spdnn_jax.graph_challenge import download, networks
 SAMPLE = 1000
 """Features of --check=sample."""
 
+INPUTS = ("digits", "mnist", "official", "random")
+"""What --inputs may be beside a file."""
+
+OF_NETWORK = ("activation", "biases", "transpose", "index_base", "tensors")
+"""Flags that say what --network does not."""
+
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("neurons", 1024, "Neurons of a layer: 16 * 2^k; 1024, 4096, 16384 or 65536 in the challenge.", 1)
 flags.DEFINE_integer("layers", 120, "Number of layers: 120, 480 or 1920 in the challenge.", 1)
@@ -22,7 +28,19 @@ flags.DEFINE_enum("weights", "radixnet", ["radixnet", "official"], "Generated we
 flags.DEFINE_string(
     "dataset_dir", None, "Folder of the official files, their .tar.gz, or a network file that spdnn convert wrote."
 )
-flags.DEFINE_enum("inputs", "digits", ["digits", "mnist", "official", "random"], "Where the features come from.")
+flags.DEFINE_list("network", None, "Instead of --weights: the file, folder or files of a network of one's own.")
+flags.DEFINE_list(
+    "activation",
+    None,
+    "Of --network: relu, relu:CAP, clip:LOWER:UPPER or identity; or two, the second for the last layer.",
+)
+flags.DEFINE_list("biases", None, "Of --network: a file for each layer, a folder, or a number.")
+flags.DEFINE_bool("transpose", None, "Whether matrices of --network are (outputs, inputs); by default in state dicts.")
+flags.DEFINE_integer("index_base", 1, "What neurons count from in --network's tables of edges.", 0, 1)
+flags.DEFINE_list("tensors", None, "Names or patterns of the matrices in --network's state dict, in order.")
+flags.DEFINE_string("inputs", "digits", f"Where the features come from: {', '.join(INPUTS)}, or a file of rows.")
+flags.DEFINE_float("full_scale", None, "What stands for 1 in a file of --inputs: 255 in images of bytes.", 1e-30)
+flags.DEFINE_string("labels", None, "File with the class of each feature, from 0: run prints the accuracy.")
 flags.DEFINE_string("mnist_dir", None, "Folder of the MNIST files in IDX form, for --inputs=mnist.")
 flags.DEFINE_integer("features", networks.FEATURES, "Number of features.", 1)
 flags.DEFINE_integer("seed", 0, "Of generated weights and inputs.", 0)
@@ -62,7 +80,7 @@ def defined() -> list[flags.Flag]:
 
 
 _TAKEN = {
-    "convert": ("neurons", "layers", "dataset_dir", "output"),
+    "convert": ("neurons", "layers", "dataset_dir", "network", *OF_NETWORK, "output"),
     "download": ("neurons", "layers", "dataset_dir", "base_url"),
     "plot": ("figure", "output"),
     "doctor": (),

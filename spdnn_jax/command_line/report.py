@@ -48,6 +48,8 @@ class Report:
         categories: Number of categories.
         check: Result of the check against the float64 oracle, or None.
         truth: Result of the comparison with the truth file, or None.
+        right: Features whose largest output is their label; None without --labels.
+        accuracy: The share of these.
         profile: Of each layer, run by itself, the fields of `profiling.LayerProfile`; None without --profile_layers.
         devices: Number of devices that shared the features.
         processes: Number of processes that they belong to.
@@ -75,6 +77,7 @@ class Report:
     categories: int
     check: str | None = None
     truth: str | None = None
+    right: int | None = None
     profile: list[dict[str, Any]] | None = None
     devices: int = 1
     processes: int = 1
@@ -83,12 +86,14 @@ class Report:
     passes: int = 1
     nominal_edges_per_second: float = field(init=False)
     active_edges_per_second: float | None = field(init=False)
+    accuracy: float | None = field(init=False)
 
     def __post_init__(self) -> None:
         inference = self.seconds["inference"]
         self.nominal_edges_per_second = nominal_edges(self.features, np.asarray(self.layer_edges)) / inference
         multiplied = active_edges(self.features, np.asarray(self.multiplied_edges), np.asarray(self.active))
         self.active_edges_per_second = None if self.compress == "full" else multiplied / inference
+        self.accuracy = None if self.right is None else self.right / self.features
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the report as JSON, whole or not at all.
@@ -127,6 +132,8 @@ class Report:
             ),
             ("categories", f"{self.categories:,}"),
         ]
+        if self.accuracy is not None:
+            rows.append(("accuracy", f"{100 * self.accuracy:.2f}%: {self.right:,} of {self.features:,} labels"))
         rows += [(name, text) for name, text in (("check", self.check), ("truth", self.truth)) if text]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)

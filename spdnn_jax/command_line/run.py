@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from spdnn_jax import _native, ops
-from spdnn_jax.command_line import options, profiling, report, sources, verify
+from spdnn_jax.command_line import options, own, profiling, report, sources, verify
 from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.command_line.progress import progress_bar
 from spdnn_jax.distributed import hosts, pieces
@@ -27,9 +27,11 @@ def run(_: list[str]) -> int:
     _require_flags()
     options.check_outputs("categories_out", "report_out")
     sources.find_inputs()
+    seconds: dict[str, float] = {}
+    _timed(seconds, "read", own.settle)
+    labels = own.labels()
     truth = networks.read_categories(FLAGS.truth) if FLAGS.truth else None
     backend = _choose_backend()
-    seconds: dict[str, float] = {}
     plan = _build_plan(seconds)
     share = _timed(seconds, "inputs", sources.read_features)
     if share.shape[1] != plan.inputs:
@@ -43,7 +45,7 @@ def run(_: list[str]) -> int:
     check, agrees = verify.check(share, alive)
     truth_text, matches = verify.compare(categories, truth)
     result = report.Report(
-        network=f"{FLAGS.neurons} x {plan.layers}, {FLAGS.weights} weights",
+        network=_name(plan),
         neurons=FLAGS.neurons,
         layers=plan.layers,
         features=FLAGS.features,
@@ -62,6 +64,7 @@ def run(_: list[str]) -> int:
         categories=len(categories),
         check=check,
         truth=truth_text,
+        right=None if labels is None else verify.score(plan, share, labels, "xla" if backend == "xla" else "auto"),
         profile=profile,
         devices=len(active),
         processes=jax.process_count(),
@@ -72,6 +75,12 @@ def run(_: list[str]) -> int:
     if hosts.is_first():
         _write(result, categories)
     return 0 if agrees and matches else 1
+
+
+def _name(plan: Plan) -> str:
+    if FLAGS.network:
+        return f"{', '.join(FLAGS.network)}: {plan.layers} layers, {plan.inputs} inputs, {plan.outputs} outputs"
+    return f"{FLAGS.neurons} x {plan.layers}, {FLAGS.weights} weights"
 
 
 def _write(result: report.Report, categories: np.ndarray) -> None:
@@ -88,6 +97,7 @@ def _require_flags() -> None:
         options.reject("--weights=official and --inputs=official need --dataset_dir")
     if FLAGS.inputs == "mnist" and not FLAGS.mnist_dir:
         options.reject("--inputs=mnist needs --mnist_dir")
+    own.require_flags()
     for name in ("stream_layers", "stream_features"):
         value = getattr(FLAGS, name)
         if value != "auto" and not (value.isdecimal() and int(value) > 0):
@@ -136,7 +146,7 @@ def _build_plan(seconds: dict[str, float]) -> Plan:
             kernel=FLAGS.kernel,
             progress=progress,
         )
-    seconds["read"] = read
+    seconds["read"] += read
     seconds["plan"] = time.perf_counter() - start - read
     return plan
 

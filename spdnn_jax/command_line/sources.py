@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from spdnn_jax.activation import Activation
+from spdnn_jax.command_line import options, own
 from spdnn_jax.command_line.options import FLAGS
 from spdnn_jax.command_line.progress import progress_bar
 from spdnn_jax.distributed.mesh import share_of_process
@@ -16,6 +17,8 @@ from spdnn_jax.network import NetworkFile, SparseLayer
 
 def open_layers() -> Iterator[SparseLayer]:
     """The layers, read or generated one at a time."""
+    if FLAGS.network:
+        return iter(own.network().layers)
     if FLAGS.weights == "radixnet":
         return radixnet.layers(FLAGS.neurons, FLAGS.layers, FLAGS.seed)
     if not _is_network_file():
@@ -29,7 +32,9 @@ def open_layers() -> Iterator[SparseLayer]:
 
 
 def activation() -> Activation:
-    """The activations of the layers."""
+    """What follows the layers."""
+    if FLAGS.network:
+        return own.network().activation
     if FLAGS.weights == "official" and _is_network_file():
         return NetworkFile(FLAGS.dataset_dir).activation[: FLAGS.layers]
     return networks.ACTIVATION
@@ -57,6 +62,8 @@ def _inputs_dir() -> Path:
 def read_features() -> np.ndarray:
     """The features of this process."""
     count, share = FLAGS.features, share_of_process()
+    if FLAGS.inputs not in options.INPUTS:
+        return own.features()[:count][share]
     with progress_bar(f"preparing inputs ({FLAGS.inputs})", count) as progress:
         if FLAGS.inputs == "digits":
             return input_cache.digits(FLAGS.neurons, count, FLAGS.seed, progress, share)

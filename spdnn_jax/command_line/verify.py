@@ -2,14 +2,17 @@
 
 import numpy as np
 
+from spdnn_jax import ops
 from spdnn_jax.command_line import sources
 from spdnn_jax.command_line.options import FLAGS, SAMPLE
 from spdnn_jax.command_line.progress import progress_bar
 from spdnn_jax.distributed import hosts
 from spdnn_jax.distributed.mesh import share_of_process
 from spdnn_jax.graph_challenge import oracle
+from spdnn_jax.plan import Plan
 
 _ORACLE_BYTES = 1 << 31  # of float64 activations that the oracle holds at a time
+_SCORED_BYTES = 1 << 28  # of activations on a device at a time
 
 
 def check(share: np.ndarray, alive: np.ndarray) -> tuple[str | None, bool]:
@@ -68,7 +71,9 @@ def compare(categories: np.ndarray, truth: np.ndarray | None) -> tuple[str | Non
 def _why_not_official() -> str:
     """Why a run on other data than the official cannot give the official truth, and what to do about it."""
     reasons = []
-    if FLAGS.weights != "official":
+    if FLAGS.network:
+        reasons.append("--network is another one than the official")
+    elif FLAGS.weights != "official":
         reasons.append("generated weights are not the official ones")
     if FLAGS.inputs == "mnist":
         reasons.append("MNIST, resized by us, reproduces 98% of the official categories")
@@ -81,3 +86,16 @@ def _why_not_official() -> str:
         f"(spdnn download --neurons={FLAGS.neurons} --layers={FLAGS.layers} --dataset_dir=official), and run with "
         "--weights=official --inputs=official --dataset_dir=official"
     )
+
+
+def score(plan: Plan, share: np.ndarray, labels: np.ndarray, backend: ops.Backend) -> int:
+    """How many of all features have the largest output at their label. Each process runs what it holds."""
+    if labels.max(initial=0) >= plan.outputs:
+        raise ValueError(f"{FLAGS.labels}: label {labels.max()} of a network with {plan.outputs} outputs, from 0 on")
+    step = max(1, _SCORED_BYTES // (4 * max(plan.inputs, *plan.table.layers["outputs"])))
+    parts = [share[first : first + step] for first in range(0, len(share), step)]
+    found = [np.argmax(ops.infer(plan, part, backend=backend), axis=1) for part in parts]
+    right = np.zeros(len(labels), bool)
+    own = share_of_process()
+    right[own] = np.concatenate([np.zeros(0, int), *found]) == labels[own]
+    return int(hosts.gather(right).any(axis=0).sum())

@@ -11,13 +11,12 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from spdnn_jax._extras import require
-from spdnn_jax._files import unpacked
 from spdnn_jax._native import usable_cores
+from spdnn_jax.io.arrays import read_idx
 
 Progress = Callable[[int], None]
 ALL = slice(None)
@@ -28,10 +27,6 @@ _CHUNK_PIXELS = 1 << 20  # pixels resized at a time: what bounds the memory of w
 _SAMPLED_PIXELS = 1 << 15  # pixels sampled at a time: what stays in a core's cache
 _DIGITS_DENSITY = 0.10
 _MNIST_THRESHOLD = 0.72 * 255
-_IDX_IMAGES = 0x00000803
-_IDX_HEADER = 16  # bytes
-_IDX_LARGEST = 1 << 24  # pixels of an image
-_IDX_PIECE = 1 << 16  # bytes read at a time
 
 
 def random(neurons: int, count: int, density: float = 0.1, seed: int = 0, share: slice = ALL) -> np.ndarray:
@@ -248,7 +243,7 @@ def find_images(directory: str | os.PathLike[str]) -> Path:
 
 
 def read_idx_images(path: Path) -> np.ndarray:
-    """Reads an IDX file of images, plain or gzipped (format: yann.lecun.com/exdb/mnist).
+    """Reads an IDX file of images, as `read_idx` does.
 
     Args:
         path: The file.
@@ -260,29 +255,10 @@ def read_idx_images(path: Path) -> np.ndarray:
         OSError: The file cannot be read.
         ValueError: It is corrupt or no IDX file of images.
     """
-    with unpacked(path) as file:
-        header = file.read(_IDX_HEADER)
-        if len(header) < _IDX_HEADER or int.from_bytes(header[:4], "big") != _IDX_IMAGES:
-            raise ValueError(f"{path}: not an IDX file of images: it does not begin with the number {_IDX_IMAGES:#06x}")
-        count, rows, columns = (int.from_bytes(header[k : k + 4], "big") for k in (4, 8, 12))
-        if not 0 < rows * columns <= _IDX_LARGEST:
-            raise ValueError(f"{path}: announces images of {rows} x {columns} pixels: not an IDX file, or corrupt")
-        content = _read(file, count * rows * columns + 1)  # what is there, whatever the header says
-    if len(content) != count * rows * columns:
-        raise ValueError(
-            f"{path}: announces {count:,} images, but is cut short or too long (it holds "
-            f"{'more than ' if len(content) > count * rows * columns else ''}{len(content) // (rows * columns):,}): "
-            "fetch the file again"
-        )
-    return np.frombuffer(content, np.uint8).reshape(count, rows, columns)
-
-
-def _read(file: BinaryIO, size: int) -> bytearray:
-    """Up to so many bytes, in pieces: a file that announces more than it has must not take the memory for it."""
-    content = bytearray()
-    while len(content) < size and (part := file.read(min(_IDX_PIECE, size - len(content)))):
-        content += part
-    return content
+    images = read_idx(path)
+    if images.ndim != 3 or images.dtype != np.uint8:
+        raise ValueError(f"{path}: not an IDX file of images: it holds {images.dtype} {images.shape}")
+    return images
 
 
 def _fourier_resize(images: np.ndarray, side: int) -> np.ndarray:

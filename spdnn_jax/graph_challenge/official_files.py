@@ -11,33 +11,27 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spdnn_jax._files import unpacked
-from spdnn_jax._native import core, usable_cores
+from spdnn_jax._native import usable_cores
 from spdnn_jax.graph_challenge import radixnet
 from spdnn_jax.graph_challenge.inputs import ALL
 from spdnn_jax.graph_challenge.networks import ACTIVATION, EDGES_PER_NEURON
+from spdnn_jax.io.tables import Source, Table, read_tables
 from spdnn_jax.network import SparseLayer, save_layers
 
 ARCHIVE = ".tar.gz"
 """How the name of a packed network ends."""
 
 _CURE = "fetch the file again (spdnn download)"
-_BLOCK = 1 << 24  # bytes of text held at a time
-_NEWLINE = ord("\n")
-_SHOWN = 60  # bytes of a malformed line that are shown
-_MARK = b"\xef\xbb\xbf"  # a byte-order mark
 _PIECE = 1 << 20  # bytes read at a time where none are kept
 _TAR_HEADERS = 1 << 20  # bytes of headers before a member, at most
 _LONGEST_LINE = 64  # bytes of a line of a packed layer, on average
-
-_Table = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Rows of a file by column: int32, int32, float32."""
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -72,26 +66,13 @@ def layers(directory: str | os.PathLike[str], neurons: int, count: int) -> Itera
             yield ahead.popleft().result()
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What a table is read from: `open` it to read it; `name` it in messages."""
-
-    name: str
-    open: Callable[[], contextlib.AbstractContextManager[Any]]
-    size: int | None = None
-
-    @classmethod
-    def of(cls, path: Path) -> "_Source":
-        return cls(str(path), lambda: unpacked(path))
-
-
-def _find_network(directory: Path, neurons: int, count: int, stack: contextlib.ExitStack) -> list[_Source]:
+def _find_network(directory: Path, neurons: int, count: int, stack: contextlib.ExitStack) -> list[Source]:
     name = f"neuron{neurons}"
     wanted = [f"n{neurons}-l{number}.tsv" for number in range(1, count + 1)]
     packed = directory if directory.name.endswith(ARCHIVE) else directory / f"{name}{ARCHIVE}"
     for folder in (directory / name, directory):
         if (folder / wanted[0]).is_file():
-            found = {file: _Source.of(folder / file) for file in wanted if (folder / file).is_file()}
+            found = {file: Source.of(folder / file) for file in wanted if (folder / file).is_file()}
             shown = str(folder)
             break
     else:
@@ -111,9 +92,9 @@ def _find_network(directory: Path, neurons: int, count: int, stack: contextlib.E
     return [found[file] for file in wanted]
 
 
-def _unpack(packed: Path, neurons: int, wanted: set[str], spool: Any) -> dict[str, _Source]:
+def _unpack(packed: Path, neurons: int, wanted: set[str], spool: Any) -> dict[str, Source]:
     """Copies the wanted members into one file, which has no name: nothing is left behind, whatever ends the program."""
-    found: dict[str, _Source] = {}
+    found: dict[str, Source] = {}
     longest = neurons * EDGES_PER_NEURON * _LONGEST_LINE
     try:
         with unpacked(packed) as stream:
@@ -146,8 +127,8 @@ def _unpack(packed: Path, neurons: int, wanted: set[str], spool: Any) -> dict[st
     return found
 
 
-def _member(spool: Any, begin: int, size: int, name: str) -> _Source:
-    return _Source(name, lambda: _Stretch(spool.fileno(), begin, begin + size), size)
+def _member(spool: Any, begin: int, size: int, name: str) -> Source:
+    return Source(name, lambda: _Stretch(spool.fileno(), begin, begin + size), size)
 
 
 class _Metered:
@@ -197,14 +178,14 @@ def read_layer(path: Path, neurons: int, name: str | None = None, threads: int |
         OSError: The file cannot be read.
         ValueError: The file is malformed; the message names line and cure.
     """
-    source = _Source.of(path)
+    source = Source.of(path)
     return _read_layer(replace(source, name=name or source.name), neurons, threads or usable_cores())
 
 
-def _read_layer(source: _Source, neurons: int, threads: int) -> SparseLayer:
+def _read_layer(source: Source, neurons: int, threads: int) -> SparseLayer:
     name = source.name
-    tables: list[_Table] = []
-    for table in _read_tables(source, threads):
+    tables: list[Table] = []
+    for table in read_tables(source, _CURE, threads):
         tables.append(table)
         if sum(len(rows) for rows, _, _ in tables) > neurons * EDGES_PER_NEURON:
             raise ValueError(
@@ -315,7 +296,7 @@ def features(directory: str | os.PathLike[str], neurons: int, count: int, share:
     place[np.asarray(features_kept, np.int64) + 1] = np.arange(len(features_kept))
     result = np.zeros((len(features_kept), neurons), np.uint8)
     first_line, last_feature = 1, 0
-    for rows, pixels, values in _read_tables(_Source.of(path), usable_cores()):
+    for rows, pixels, values in read_tables(Source.of(path), _CURE):
         _check_range(str(path), rows, np.iinfo(np.int32).max, "feature", first_line)
         _check_range(str(path), pixels, neurons, "pixel", first_line)
         binary = (values == 0) | (values == 1)
@@ -335,55 +316,7 @@ def features(directory: str | os.PathLike[str], neurons: int, count: int, share:
     return result
 
 
-# --- TSV --------------------------------------------------------------------------------------------------------------
-
-
-def _read_tables(source: _Source, threads: int) -> Iterator[_Table]:
-    """Batches of rows, so that memory stays bounded; raises ValueError with the line of what is malformed.
-
-    A byte-order mark and blank lines at the end are no rows, and no harm.
-    """
-    name, lines = source.name, 0
-    text = np.empty(_BLOCK if source.size is None else min(source.size + 1, _BLOCK), np.uint8)
-    held = 0  # bytes at the head of `text`: a line whose end is still to be read
-    with source.open() as file:
-        is_first = True
-        while count := file.readinto(text[held:]):
-            filled, begin = held + count, 0
-            if is_first and text[: len(_MARK)].tobytes() == _MARK:
-                begin = len(_MARK)
-            is_first = False
-            first, second, third, used = core.parse_table(text[begin:filled], threads)
-            used += begin
-            lines += first.size
-            held = filled - used
-            if held == text.size or (text[used:filled] == _NEWLINE).any():
-                if not _is_blank(text[used:filled]) or not all(map(_is_blank, iter(lambda: file.read(_PIECE), b""))):
-                    raise _malformed(name, lines + 1, text[used:filled])
-                held = 0
-            if first.size:
-                yield first, second, third
-            text[:held] = text[used:filled][:held]
-    if held and not _is_blank(text[:held]):
-        text[held] = _NEWLINE
-        if core.parse_table(text[: held + 1], 1)[0].size == 0:
-            raise _malformed(name, lines + 1, text[:held])
-        raise ValueError(f"{name}, line {lines + 1}: the line has no end: the file is cut short; {_CURE}")
-    if not lines:
-        raise ValueError(f"{name}: the file is empty: {_CURE}")
-
-
-def _is_blank(text: np.ndarray | bytes) -> bool:
-    return not bytes(text).strip(b" \t\r\n")
-
-
-def _malformed(name: str, line: int, text: np.ndarray) -> ValueError:
-    found = text[:_SHOWN].tobytes().split(b"\n")[0]
-    cure = "" if found.isascii() and b"\0" not in found else f": the file is corrupt; {_CURE}"
-    return ValueError(
-        f"{name}, line {line}: expected two whole numbers and a number with tabs between, "
-        f"found {found.decode(errors='backslashreplace')!r}{cure}"
-    )
+# --- common -----------------------------------------------------------------------------------------------------------
 
 
 def _check_range(name: str, column: np.ndarray, limit: int, what: str, first_line: int = 1) -> None:

@@ -96,11 +96,11 @@ def little_memory() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 1 << 27, 1 << 27), "announces images of 134217728 x 134217728 pixels"),
-        ((1, 0, 0), "announces images of 0 x 0"),
+        ((1, 1 << 27, 1 << 27), "announces entries of 134217728 x 134217728 numbers"),
+        ((1, 0, 0), "announces entries of 0 x 0"),
         ((1, 28, 56), "not square"),
-        ((3, 28, 28), "announces 3 images, but is cut short or too long"),
-        (((1 << 32) - 1, 28, 28), "announces 4,294,967,295 images, but is cut short"),
+        ((3, 28, 28), "announces 3 entries, but is cut short or too long"),
+        (((1 << 32) - 1, 28, 28), "announces 4,294,967,295 entries, but is cut short"),
     ],
 )
 @pytest.mark.parametrize("packed", [True, False])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from spdnn_jax import Clip
 from spdnn_jax._native import core
 from spdnn_jax.graph_challenge import official_files, radixnet
+from spdnn_jax.io import tables
 from spdnn_jax.network import NetworkFile
 
 NEURONS = 64
@@ -118,7 +119,7 @@ def test_a_malformed_layer_is_named(tmp_path: Path, change: object, message: str
 def test_what_programs_add_to_a_table_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harmless: Callable[[bytes], bytes], block: int, suffix: str
 ) -> None:
-    monkeypatch.setattr(official_files, "_BLOCK", block)
+    monkeypatch.setattr(tables, "_BLOCK", block)
     text = harmless("".join(layer_lines()).encode())
     path = tmp_path / "layer.tsv"  # packed or not: told by its bytes
     path.write_bytes(gzip.compress(text, 1) if suffix else text)
@@ -235,7 +236,7 @@ def test_rows_equal_what_python_reads(rows: list[tuple[int, int, str]], cut: int
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_blocks_may_end_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, suffix: str) -> None:
     """A line that two blocks share must be read once and whole, and counted."""
-    monkeypatch.setattr(official_files, "_BLOCK", block)
+    monkeypatch.setattr(tables, "_BLOCK", block)
     path = tmp_path / f"sparse-images-64.tsv{suffix}"
     lines = [b"%d\t%d\t1\n" % (k + 1, k % 64 + 1) for k in range(200)]
 
