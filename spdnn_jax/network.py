@@ -2,10 +2,11 @@
 
 import functools
 import json
+import numbers
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,8 @@ import numpy as np
 from jax.experimental import sparse
 
 from spdnn_jax._extras import require
+from spdnn_jax._files import replacing
+from spdnn_jax._tensors import TensorFile, TensorWriter, digest
 from spdnn_jax.activation import Activation, Clip, paired, resolve
 
 if TYPE_CHECKING:
@@ -169,6 +172,8 @@ class SparseLayer:
             ValueError: Shapes or kinds of numbers do not fit, an index is out of range, indices are not ascending, or a
                 weight or bias is not finite.
         """
+        if not isinstance(self.inputs, numbers.Integral) or self.inputs < 0:
+            raise ValueError(f"{name}: the number of inputs must be an integer from 0 on, got {self.inputs!r}")
         indptr, indices = np.asarray(self.indptr), np.asarray(self.indices)
         values, bias = np.asarray(self.values), np.asarray(self.bias)
         if indptr.ndim != 1 or indptr.size == 0 or indices.ndim != 1:
@@ -193,9 +198,13 @@ class SparseLayer:
             row = int(np.searchsorted(indptr, np.argmin(rises), side="right")) - 1
             raise ValueError(f"{name}: the inputs of output {row} are not ascending and distinct")
         for array, what in ((values, "weight"), (bias, "bias")):
-            if not np.isfinite(array).all():
-                position = int(np.argmin(np.isfinite(array.reshape(-1))))
-                raise ValueError(f"{name}: {what} {position} is {array.reshape(-1)[position]}, which is not finite")
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(array.astype(np.float32, copy=False)).reshape(-1)
+            if not finite.all():
+                position = int(np.argmin(finite))
+                raise ValueError(
+                    f"{name}: {what} {position} is {array.reshape(-1)[position]}, which is not finite as float32"
+                )
         return self
 
     def to_scipy(self) -> "scipy.sparse.csc_array":
@@ -298,10 +307,14 @@ class SparseNetwork:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It is no network file.
+            ValueError: It is no network file of this version, or a damaged one; the message names file and layer.
         """
         file = NetworkFile(path)
-        return cls(file, file.activation)
+        layers = tuple(file)
+        try:
+            return cls(layers, file.activation).validate()
+        except ValueError as error:
+            raise file.named(error) from None
 
 
 def _check_chain(number: int, outputs_before: int, layer: SparseLayer) -> None:
@@ -313,14 +326,13 @@ def _check_chain(number: int, outputs_before: int, layer: SparseLayer) -> None:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 #
-# A network file is a safetensors file: per layer "<number>.indptr", ".indices", ".values" and ".bias", numbers from 1.
-# Written layer by layer, for the largest challenge network (4 G edges) fits no memory: room for the header is kept at
-# the front, and the format lets it be padded with spaces.
+# A network file holds per layer the tensors "<number>.indptr", ".indices", ".values" and ".bias", numbers from 1, and a
+# checksum of the four. It is written layer by layer, for the largest challenge network (4 G edges) fits no memory.
 
 _FIELDS = ("indptr", "indices", "values", "bias")
-_HEADER_BYTES_PER_LAYER = 512
-_CODES = {"int64": "I64", "int32": "I32", "uint16": "U16", "float32": "F32"}
-_FORMAT = "spdnn_jax network 2"
+_DTYPES = {"indptr": (np.int64,), "indices": (np.uint16, np.int32), "values": (np.float32,), "bias": (np.float32,)}
+_AXES = {"indptr": 1, "indices": 1, "values": (0, 1), "bias": (0, 1)}
+_KIND = "spdnn_jax network 2"
 
 
 def save_layers(
@@ -338,52 +350,36 @@ def save_layers(
         OSError: The file cannot be written; nothing is left behind.
         ValueError: There are more or fewer layers than announced, a layer is malformed, or does not fit the one before.
     """
-    target = Path(path)
-    partial = target.with_name(target.name + ".part")
-    room = 4096 + _HEADER_BYTES_PER_LAYER * count
-    header: dict[str, Any] = {"__metadata__": {}}
     inputs: list[int] = []
     bounds: list[list[float | None]] = []
-    try:
-        with partial.open("wb") as file:
-            file.seek(8 + room)
-            offset = outputs = 0
-            for number, (layer, clip) in enumerate(paired(layers, activation), start=1):
-                layer.validate(f"layer {number}")  # before indices are narrowed, which would wrap wrong ones into range
-                if number > 1:
-                    _check_chain(number, outputs, layer)
-                outputs = layer.outputs
-                inputs.append(layer.inputs)
-                bounds.append([None if np.isinf(bound) else bound for bound in (clip.lower, clip.upper)])
-                for field in _FIELDS:
-                    array = np.asarray(getattr(layer, field), _stored_dtype(field, layer.inputs))
-                    header[f"{number}.{field}"] = {
-                        "dtype": _CODES[array.dtype.name],
-                        "shape": list(array.shape),
-                        "data_offsets": [offset, offset + array.nbytes],
-                    }
-                    file.write(np.ascontiguousarray(array).data)
-                    offset += array.nbytes
-            if len(inputs) != count:
-                raise ValueError(f"{len(inputs)} layers came where {count} were announced")
-            described = {"inputs": json.dumps(inputs), "activation": json.dumps(bounds)}
-            header["__metadata__"] = {"format": _FORMAT, **described}
-            encoded = json.dumps(header, separators=(",", ":")).encode()
-            file.seek(0)
-            file.write(room.to_bytes(8, "little") + encoded.ljust(room))
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    digests: list[bytes] = []
+    outputs = 0
+    with replacing(path) as file:
+        writer = TensorWriter(file, _KIND, tensors=len(_FIELDS) * count)
+        for number, (layer, clip) in enumerate(paired(layers, activation), start=1):
+            layer.validate(f"layer {number}")  # before indices are narrowed, which would wrap wrong ones into range
+            if number > 1:
+                _check_chain(number, outputs, layer)
+            outputs = layer.outputs
+            inputs.append(int(layer.inputs))
+            bounds.append([None if np.isinf(bound) else bound for bound in (clip.lower, clip.upper)])
+            arrays = [np.asarray(getattr(layer, field), _stored_dtype(field, layer.inputs)) for field in _FIELDS]
+            for field, array in zip(_FIELDS, arrays, strict=True):
+                writer.add(f"{number}.{field}", array)
+            digests.append(digest(*arrays))
+        if len(inputs) != count:
+            raise ValueError(f"{len(inputs)} layers came where {count} were announced")
+        writer.finish({"inputs": json.dumps(inputs), "activation": json.dumps(bounds)}, digests)
 
 
 def _stored_dtype(field: str, inputs: int) -> type[np.generic]:
     if field == "indices":
         return np.uint16 if inputs <= np.iinfo(np.uint16).max + 1 else np.int32
-    return np.int64 if field == "indptr" else np.float32
+    return _DTYPES[field][0]
 
 
 class NetworkFile(Iterable[SparseLayer]):
-    """A network file, memory-mapped: iterating reads the layers one at a time.
+    """A network file: iterating reads the layers one at a time, and compares each with its checksum.
 
     Attributes:
         activation: The activation of each layer.
@@ -394,33 +390,35 @@ class NetworkFile(Iterable[SparseLayer]):
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It is no network file.
+            ValueError: It is no network file of this version, or its header is damaged.
         """
-        safetensors = require("safetensors", extra="data", purpose="reading a network file")
+        self._file = TensorFile(path, _KIND, "network file", "write it again with spdnn convert or SparseNetwork.save")
         try:
-            self._file = safetensors.safe_open(os.fspath(path), framework="numpy")
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{os.fspath(path)}: not a network file ({error})") from None
-        metadata = self._file.metadata() or {}
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(
-                f"{os.fspath(path)}: not a network file of this version; write it again with spdnn convert or "
-                "SparseNetwork.save"
+            self._inputs = [operator.index(width) for width in json.loads(self._file.metadata["inputs"])]
+            self.activation = tuple(
+                Clip(-np.inf if lower is None else lower, np.inf if upper is None else upper)
+                for lower, upper in json.loads(self._file.metadata["activation"])
             )
-        self.activation = tuple(
-            Clip(-np.inf if lower is None else lower, np.inf if upper is None else upper)
-            for lower, upper in json.loads(metadata["activation"])
-        )
-        self._inputs: list[int] = json.loads(metadata["inputs"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise self._file.error(f"its inputs or activations cannot be read ({error})") from None
+        if not 0 < len(self._inputs) == len(self.activation) == self._file.parts:
+            raise self._file.error(
+                f"{self._file.parts} layers have {len(self._inputs)} widths and {len(self.activation)} activations"
+            )
 
     def __len__(self) -> int:
         return len(self._inputs)
 
     def __iter__(self) -> Iterator[SparseLayer]:
         for number, inputs in enumerate(self._inputs, start=1):
-            arrays = {field: self._file.get_tensor(f"{number}.{field}") for field in _FIELDS}
+            arrays = {field: self._file.tensor(f"{number}.{field}", _DTYPES[field], _AXES[field]) for field in _FIELDS}
+            self._file.check(number - 1, f"layer {number}", *arrays.values())
             arrays["indices"] = arrays["indices"].astype(np.int32, copy=False)
             yield SparseLayer(**arrays, inputs=inputs)
+
+    def named(self, error: ValueError) -> ValueError:
+        """The error with the file's name before it."""
+        return self._file.error(str(error))
 
 
 def as_arguments(layer: SparseLayer) -> tuple[jax.Array, ...]:

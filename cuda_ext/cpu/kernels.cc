@@ -128,6 +128,6 @@ void run(const RunTask& task) { task.index_bits == 16 ? compute_run<uint16_t>(ta
 #define SPDNN_STRING(text) SPDNN_STRING_(text)
 
 extern const Kernels SPDNN_CONCATENATE(kernels_, SPDNN_KERNELS);
-const Kernels SPDNN_CONCATENATE(kernels_, SPDNN_KERNELS) = {SPDNN_STRING(SPDNN_KERNELS), kLanes, &run};
+const Kernels SPDNN_CONCATENATE(kernels_, SPDNN_KERNELS) = {SPDNN_STRING(SPDNN_KERNELS), kLanes, &run, &largest_index};
 
 }  // namespace spdnn::cpu

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "layout/largest.h"
+
 namespace spdnn::cpu {
 
 struct RunTask {
@@ -34,6 +36,7 @@ struct Kernels {
   const char* name;
   int lanes;  // floats in a vector
   RunKernel run;
+  LargestIndex largest_index;
 };
 
 // The kernels for this processor, or those that the environment variable SPDNN_CPU_KERNELS names. Null, with `error`
