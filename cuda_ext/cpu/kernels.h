@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "cpu/row_kernels.h"
+
 namespace spdnn::cpu {
 
 struct RunTask {
@@ -34,6 +36,7 @@ struct Kernels {
   const char* name;
   int lanes;  // floats in a vector
   RunKernel run;
+  const RowKernels* rows;
 };
 
 // The kernels for this processor, or those that the environment variable SPDNN_CPU_KERNELS names. Null, with `error`

@@ -66,24 +66,7 @@ class Emulator:
             definitions: Macros, as in "NAME=1".
         """
         self._folder = folder
-        sources = []
-        for path in sorted((_SOURCE / "cuda").iterdir()):
-            if path.suffix in (".cu", ".cuh", ".h") and path.name != "intrinsics.cuh":
-                copy = folder / (path.name + ".cc" if path.suffix == ".cu" else path.name)
-                copy.write_text(_as_cpp(path.read_text()))
-                sources += [copy] if path.suffix == ".cu" else []
-        shutil.copy(_HERE / "intrinsics.cuh", folder)
-        sources += [_HERE / "emulator.cc", _HERE / "main.cc"]
-        options = [*_OPTIONS, *(f"-D{name}" for name in definitions), f"-I{_HERE}", f"-I{folder}", f"-I{_SOURCE}"]
-        objects = [folder / f"{source.name}.o" for source in sources]
-        with ThreadPoolExecutor() as pool:
-            for done in pool.map(
-                lambda pair: _run("g++", *options, "-c", pair[0], "-o", pair[1]), zip(sources, objects, strict=True)
-            ):
-                assert done.returncode == 0, done.stderr
-        self._program = folder / "emulate"
-        linked = _run("g++", *options, *objects, "-o", self._program)
-        assert linked.returncode == 0, linked.stderr
+        self._program = _compile(folder, "main.cc", definitions)
 
     def run(
         self,
@@ -121,6 +104,60 @@ class Emulator:
             for name, dtype in (("activations", np.float32), ("alive", np.bool_), ("active", np.int32))
         )
         return Result(y.reshape(-1, max(plan.outputs, 1)), alive, active)
+
+
+class RowsEmulator:
+    """The compiled kernels for weights in compressed rows."""
+
+    def __init__(self, folder: Path) -> None:
+        """Compiles them, in an empty folder."""
+        self._folder = folder
+        self._program = _compile(folder, "rows_main.cc", (), ("rows.cu", "chain.cu"))
+
+    def run(self, what: str, sizes: Sequence[int], out: np.ndarray, **arrays: np.ndarray) -> np.ndarray:
+        """Runs one call.
+
+        Args:
+            what: "product", "sampled", "chain", "derivative" or "transposed".
+            sizes: Numbers that the program reads, by what it runs.
+            out: Of the shape and dtype of the result.
+            arrays: What it reads, by name.
+        """
+        np.asarray(sizes, np.int64).tofile(self._folder / "sizes")
+        for name, array in arrays.items():
+            np.ascontiguousarray(array).tofile(self._folder / name)
+        done = _run(self._program, self._folder, what)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return np.fromfile(self._folder / "out", out.dtype).reshape(out.shape)
+
+    def masks(self, features: int) -> np.ndarray:
+        """Those of the last "chain", uint32 (features, words)."""
+        return np.fromfile(self._folder / "masks", np.uint32).reshape(features, -1)
+
+
+def _compile(
+    folder: Path, main: str, definitions: tuple[str, ...] = (), kernels: tuple[str, ...] | None = None
+) -> Path:
+    """The program of a main file with the kernels, or some of them."""
+    sources = []
+    for path in sorted((_SOURCE / "cuda").iterdir()):
+        if path.suffix in (".cu", ".cuh", ".h") and path.name != "intrinsics.cuh":
+            copy = folder / (path.name + ".cc" if path.suffix == ".cu" else path.name)
+            copy.write_text(_as_cpp(path.read_text()))
+            sources += [copy] if path.suffix == ".cu" and (kernels is None or path.name in kernels) else []
+    shutil.copy(_HERE / "intrinsics.cuh", folder)
+    sources += [_HERE / "emulator.cc", _HERE / main]
+    options = [*_OPTIONS, *(f"-D{name}" for name in definitions), f"-I{_HERE}", f"-I{folder}", f"-I{_SOURCE}"]
+    objects = [folder / f"{source.name}.o" for source in sources]
+    with ThreadPoolExecutor() as pool:
+        for done in pool.map(
+            lambda pair: _run("g++", *options, "-c", pair[0], "-o", pair[1]), zip(sources, objects, strict=True)
+        ):
+            assert done.returncode == 0, done.stderr
+    program = folder / "emulate"
+    linked = _run("g++", *options, *objects, "-o", program)
+    assert linked.returncode == 0, linked.stderr
+    return program
 
 
 def _as_cpp(source: str) -> str:
