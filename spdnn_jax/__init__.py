@@ -19,8 +19,9 @@ try:
     from spdnn_jax.activation import Clip
     from spdnn_jax.distributed.mesh import categories_sharded, feature_mesh, infer_sharded, replicate
     from spdnn_jax.network import SparseLayer, SparseNetwork
-    from spdnn_jax.ops import categories, infer, layer
+    from spdnn_jax.ops import apply, categories, infer, layer
     from spdnn_jax.plan import Plan, build_plan
+    from spdnn_jax.training import trainable, with_weights
 except ImportError as error:  # no native core, or one that the installed jaxlib is too old for
     if not _is_command():
         raise
@@ -31,6 +32,7 @@ __all__ = [
     "Plan",
     "SparseLayer",
     "SparseNetwork",
+    "apply",
     "build_plan",
     "categories",
     "categories_sharded",
@@ -39,5 +41,7 @@ __all__ = [
     "infer_sharded",
     "layer",
     "replicate",
+    "trainable",
+    "with_weights",
 ]
 __version__ = "0.1.0"

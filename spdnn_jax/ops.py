@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spdnn_jax import primitives
+from spdnn_jax import primitives, products
 from spdnn_jax.activation import Clip, resolve
-from spdnn_jax.network import SparseLayer, as_arguments
+from spdnn_jax.network import SparseLayer, SparseNetwork, as_arguments
 from spdnn_jax.plan import Plan
 
 Backend = Literal["auto", "xla"]
@@ -21,9 +21,10 @@ def _network(plan: Plan, y0: jax.Array, backend: Backend, *, activations: bool, 
     if backend not in ("auto", "xla"):
         raise ValueError(f"backend must be 'auto' or 'xla', got {backend!r}")
     run = primitives.network_p.bind if backend == "auto" else primitives.network_xla
-    return list(
-        run(jnp.asarray(y0), plan.words, table=plan.table, kernel=plan.kernel, activations=activations, counts=counts)
-    )
+    rows = plan.rows
+    words = [plan.words] if rows is None else [plan.words, rows.words]
+    static = {"table": plan.table, "rows": rows and rows.table, "kernel": plan.kernel}
+    return list(run(jnp.asarray(y0), *words, **static, activations=activations, counts=counts))
 
 
 @functools.partial(jax.jit, static_argnames="backend")
@@ -132,15 +133,45 @@ def layer(
     clip = resolve(activation, cap)
     if not isinstance(clip, Clip):
         raise ValueError(f"one layer has one activation, got {len(clip)}")
-    return _layer(layer, y, activation=clip, backend=backend)
+    return _jitted_layer(layer, y, activation=clip, backend=backend)
 
 
 @functools.partial(jax.jit, static_argnames=("activation", "backend"))
-def _layer(layer: SparseLayer, y: jax.Array, *, activation: Clip, backend: Backend) -> jax.Array:
-    y = jnp.asarray(y)
-    if y.ndim != 2 or y.shape[1] != layer.inputs:
+def _jitted_layer(layer: SparseLayer, y: jax.Array, *, activation: Clip, backend: Backend) -> jax.Array:
+    return _layer(layer, jnp.asarray(y), activation, backend)
+
+
+def _layer(layer: SparseLayer, y: jax.Array, activation: Clip, backend: Backend) -> jax.Array:
+    if y.ndim < 2 or y.shape[-1] != layer.inputs:
         raise ValueError(f"features must have shape (features, {layer.inputs}), got {y.shape}")
     if backend not in ("auto", "xla"):
         raise ValueError(f"backend must be 'auto' or 'xla', got {backend!r}")
-    run = primitives.layer_p.bind if backend == "auto" else primitives.layer_xla
-    return run(y, *as_arguments(layer), activation=activation)
+    bounds = {"lower": activation.lower, "upper": activation.upper}
+    if backend == "auto":
+        return products.layer(y, *as_arguments(layer), **bounds)
+    return products.layer_xla(y, *as_arguments(layer), **bounds)[0]
+
+
+@functools.partial(jax.jit, static_argnames="backend")
+def apply(network: SparseNetwork, y: jax.Array, *, backend: Backend = "auto") -> jax.Array:
+    """Runs features through a network whose weights are arguments: for training, where `infer` is for what is trained.
+
+    Differentiable in y and in the values and biases of the network, to any order, forward and reverse. At the bounds of
+    an activation the derivative is 0, as `jax.nn.relu` has it.
+
+    Args:
+        network: The network. Derivatives are faster where its layers have their transposed index, as `trainable` and
+            `SparseLayer.with_transposed` give it to them.
+        y: float32 (features, network.inputs).
+        backend: As for `infer`.
+
+    Returns:
+        float32 (features, network.outputs).
+
+    Raises:
+        ValueError: y has another width or dtype.
+    """
+    y = jnp.asarray(y)
+    for sparse_layer, activation in zip(network.layers, network.activation, strict=True):
+        y = _layer(sparse_layer, y, activation, backend)
+    return y

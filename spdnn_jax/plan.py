@@ -1,5 +1,6 @@
 """Plan: a network laid out for the native back ends; build, save, load."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from spdnn_jax import plan_file, planner
 from spdnn_jax._native import core, cuda_workspace_bytes, has_cuda_library, usable_cores
 from spdnn_jax.activation import Clip, paired, resolve
+from spdnn_jax.chain import Rows
 from spdnn_jax.layout import PlanTable, clip_of, cut
 from spdnn_jax.network import SparseLayer, SparseNetwork, native_arrays
 from spdnn_jax.plan_file import PlanFile
@@ -32,12 +34,14 @@ class Plan:
         table: The static records at the head of ``words``.
         kernel: CUDA kernel family to use throughout, or "auto": the planner picks.
         file: Where the words are mapped from, or None.
+        rows: What derivatives read, where the plan was built for them.
     """
 
     words: jax.Array
     table: PlanTable
     kernel: planner.Kernel = "auto"
     file: PlanFile | None = None
+    rows: Rows | None = None
 
     @classmethod
     def from_words(cls, words: np.ndarray, kernel: planner.Kernel = "auto") -> "Plan":
@@ -62,10 +66,6 @@ class Plan:
     def _of_sound_words(cls, words: np.ndarray, table: PlanTable, kernel: planner.Kernel) -> "Plan":
         planner.schedule(table, kernel)  # says so now if it cannot be
         return cls(jax.device_put(words), table, kernel)
-
-    def tree_flatten(self) -> tuple[tuple[jax.Array], tuple[PlanTable, planner.Kernel]]:
-        """For JAX: the words are a leaf, the rest is static."""
-        return (self._sound_words(),), (self.table, self.kernel)
 
     def _sound_words(self) -> jax.Array:
         """All of the words; those of a mapped plan are read and checked now, if that was not done before."""
@@ -93,10 +93,26 @@ class Plan:
             self._check_piece(words, table)
         return Plan(words, table, self.kernel)
 
+    def tree_flatten(self) -> tuple[tuple[jax.Array, Rows | None], tuple[PlanTable, planner.Kernel]]:
+        """For JAX: the words are leaves, the rest is static."""
+        return (self._sound_words(), self.rows), (self.table, self.kernel)
+
     @classmethod
-    def tree_unflatten(cls, static: tuple[PlanTable, planner.Kernel], leaves: tuple[jax.Array]) -> "Plan":
+    def tree_unflatten(
+        cls, static: tuple[PlanTable, planner.Kernel], children: tuple[jax.Array, Rows | None]
+    ) -> "Plan":
         """For JAX: the reverse of `tree_flatten`."""
-        return cls(leaves[0], *static)
+        return cls(children[0], *static, rows=children[1])
+
+    def with_derivatives(self) -> "Plan":
+        """The plan with what a derivative of `infer` reads: its layers once more, in compressed rows, both ways.
+
+        They take 16 bytes an edge, are not saved, and are left out by `split` and the functions that stream.
+
+        Raises:
+            ValueError: A layer has 2^31 edges or more.
+        """
+        return dataclasses.replace(self, rows=Rows.of_plan(self.table, np.asarray(self._sound_words())))
 
     @property
     def inputs(self) -> int:
@@ -283,6 +299,7 @@ def build_plan(
     cap: float | EllipsisType | None = ...,
     compress: Compress = "none",
     kernel: planner.Kernel = "auto",
+    derivatives: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Plan:
@@ -301,6 +318,7 @@ def build_plan(
             merge equal features, too, while it runs. Outputs stay the same, to float32 rounding. Active counts are of
             the neurons that are left: a feature is not counted where only dropped or constant ones are not zero.
         kernel: CUDA kernel family to use throughout; by default the planner picks one for each layer.
+        derivatives: Whether `infer` is to be differentiated in the features: see `Plan.with_derivatives`.
         threads: Layers worked on at a time; by default, the cores this process may use.
         progress: Called after each layer with the number of layers taken so far.
 
@@ -321,7 +339,18 @@ def build_plan(
         )
     if compress not in COMPRESS:
         raise ValueError(f"compress must be one of {', '.join(COMPRESS)}; got {compress!r}")
-    threads = threads or usable_cores()
+    words = _lay_out(layers, compress, kernel, threads or usable_cores(), progress)
+    plan = Plan._of_sound_words(words, PlanTable(words), kernel)
+    return plan.with_derivatives() if derivatives else plan
+
+
+def _lay_out(
+    layers: Iterator[tuple[SparseLayer, Clip]],
+    compress: Compress,
+    kernel: planner.Kernel,
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> np.ndarray:
     staged_below, staged_wider_than = planner.staged_rule(kernel)
     builder = core.PlanBuilder(threads=threads, staged_below=staged_below, staged_wider_than=staged_wider_than)
     if compress == "none":
@@ -329,10 +358,8 @@ def build_plan(
             builder.add(**native_arrays(layer, clip))
             if progress is not None:
                 progress(count)
-        words = builder.finish()
-        return Plan._of_sound_words(words, PlanTable(words), kernel)
+        return builder.finish()
     simplified = Simplified(layers, threads=threads, progress=progress)
     for layer, clip, origin in simplified:
         builder.add(**native_arrays(layer, clip), origin=origin)
-    words = builder.finish(expansion=simplified.expansion.outputs, merge_features=compress == "full")
-    return Plan._of_sound_words(words, PlanTable(words), kernel)
+    return builder.finish(expansion=simplified.expansion.outputs, merge_features=compress == "full")

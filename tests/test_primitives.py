@@ -10,7 +10,7 @@ import pytest
 
 from spdnn_jax import Plan, SparseLayer, build_plan, categories, infer, layer, ops
 from spdnn_jax.graph_challenge import radixnet
-from tests.conftest import dense_reference, random_network
+from tests.conftest import random_network
 
 
 @pytest.fixture
@@ -75,36 +75,3 @@ def test_vmap_over_layers(y0: jax.Array) -> None:
     got = jax.vmap(lambda v: layer(dataclasses.replace(one, values=v), y0))(values)
     np.testing.assert_allclose(got[1], layer(dataclasses.replace(one, values=values[1]), y0), rtol=1e-6)
     np.testing.assert_allclose(jax.vmap(lambda y: layer(one, y))(jnp.stack([y0, -y0]))[1], layer(one, -y0), rtol=1e-6)
-
-
-def test_derivative_in_the_features(plan: Plan, y0: jax.Array) -> None:
-    network = random_network(0, [12, 10, 8])
-    gradient = jax.grad(lambda y: (infer(plan, y) ** 2).sum())(y0)
-    step = 1e-6 * np.random.default_rng(1).normal(size=y0.shape)
-    y = np.asarray(y0, np.float64)
-    difference = (dense_reference(network, y + step) ** 2).sum() - (dense_reference(network, y - step) ** 2).sum()
-    np.testing.assert_allclose((np.asarray(gradient, np.float64) * step).sum(), difference / 2, rtol=1e-3)
-
-
-def test_derivatives_of_a_layer(y0: jax.Array) -> None:
-    one = SparseLayer.from_dense(np.random.default_rng(0).normal(size=(12, 5)), 0.1)
-    dense = jnp.asarray(one.to_scipy().toarray())
-
-    def ours(values: jax.Array, bias: jax.Array, y: jax.Array) -> jax.Array:
-        return (layer(dataclasses.replace(one, values=values, bias=bias), y) ** 2).sum()
-
-    def plain(matrix: jax.Array, bias: jax.Array, y: jax.Array) -> jax.Array:
-        return (jnp.clip(y @ matrix + bias, 0, 32) ** 2).sum()
-
-    values, bias, y = jax.grad(ours, (0, 1, 2))(jnp.asarray(one.values), jnp.float32(0.1), y0)
-    matrix, plain_bias, plain_y = jax.grad(plain, (0, 1, 2))(dense, jnp.float32(0.1), y0)
-    coordinates = one.to_scipy().tocoo()
-    np.testing.assert_allclose(values, matrix[coordinates.row, coordinates.col], rtol=1e-4)
-    np.testing.assert_allclose(bias, plain_bias, rtol=1e-4)
-    np.testing.assert_allclose(y, plain_y, rtol=1e-4, atol=1e-5)
-
-
-def test_input_of_other_types_has_no_derivative(plan: Plan) -> None:
-    bits = jnp.ones((3, 12), jnp.uint8)
-    _, tangent = jax.jvp(lambda s: infer(plan, bits) * s, (jnp.float32(2),), (jnp.float32(1),))
-    np.testing.assert_array_equal(tangent, infer(plan, bits))

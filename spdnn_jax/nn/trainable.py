@@ -40,7 +40,7 @@ def trainable_layer(weights: Any, bias: Any = None) -> SparseLayer:
         values=jnp.broadcast_to(jnp.asarray(layer.values, jnp.float32), (layer.edges,)),
         bias=jnp.broadcast_to(jnp.asarray(layer.bias, jnp.float32), (layer.outputs,)),
         inputs=layer.inputs,
-    )
+    ).with_transposed()
 
 
 def forward(layer: SparseLayer, y: jax.Array, activation: Clip) -> jax.Array:
