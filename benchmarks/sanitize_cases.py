@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from random_layers import random_layer
 
-from spdnn_jax import SparseNetwork, _native, build_plan, infer, ops, planner
+from spdnn_jax import SparseNetwork, _native, build_plan, infer, ops, pack_bits, planner
 from spdnn_jax.graph_challenge import oracle, radixnet
-from spdnn_jax.graph_challenge.inputs import pack_bits
 from spdnn_jax.plan import Plan
 from spdnn_jax.simplify import Compress
 

@@ -18,6 +18,8 @@ if _is_command():
 try:
     from spdnn_jax.activation import Clip
     from spdnn_jax.distributed.mesh import categories_sharded, feature_mesh, infer_sharded, replicate
+    from spdnn_jax.exporting import export_checks
+    from spdnn_jax.features import pack_bits
     from spdnn_jax.network import SparseLayer, SparseNetwork
     from spdnn_jax.ops import apply, categories, infer, layer
     from spdnn_jax.plan import Plan, build_plan
@@ -36,10 +38,12 @@ __all__ = [
     "build_plan",
     "categories",
     "categories_sharded",
+    "export_checks",
     "feature_mesh",
     "infer",
     "infer_sharded",
     "layer",
+    "pack_bits",
     "replicate",
     "trainable",
     "with_weights",

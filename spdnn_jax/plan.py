@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from spdnn_jax import plan_file, planner
+from spdnn_jax import checks, plan_file, planner
 from spdnn_jax._native import core, cuda_workspace_bytes, has_cuda_library, usable_cores
 from spdnn_jax.activation import Clip, paired, resolve
 from spdnn_jax.chain import Rows
 from spdnn_jax.layout import PlanTable, clip_of, cut
-from spdnn_jax.network import SparseLayer, SparseNetwork, native_arrays
+from spdnn_jax.network import SparseLayer, SparseNetwork, as_layers, native_arrays
 from spdnn_jax.plan_file import PlanFile
 from spdnn_jax.simplify import COMPRESS, Compress, Simplified
 
@@ -211,8 +211,7 @@ class Plan:
         Raises:
             ValueError: layers is not positive.
         """
-        if layers < 1:
-            raise ValueError(f"a part of a plan has at least one layer, got {layers}")
+        layers = checks.count("the layers of a part", layers, lowest=1)
         parts = (self.cut(first, min(first + layers, self.layers)) for first in range(0, self.layers, layers))
         return (Plan._of_sound_words(np.asarray(part.words), part.table, part.kernel) for part in parts)
 
@@ -284,6 +283,23 @@ class Plan:
         return cls(words, file.table, kernel, file)
 
 
+def as_plan(given: Any) -> Plan:
+    """A plan, looked at.
+
+    Raises:
+        ValueError: It is none, or was rebuilt without its words; the message says what to call.
+    """
+    if isinstance(given, Plan):
+        checks.array("the plan's words", given.words)
+        return given
+    cure = "call build_plan on it first, once, and pass what it returns"
+    if isinstance(given, SparseLayer):
+        cure = "call build_plan([layer]) first, once, or use spdnn_jax.layer"
+    elif not isinstance(given, SparseNetwork):
+        cure = "the plan comes first, from build_plan, then the features"
+    raise ValueError(f"a Plan is expected, got {checks.kind_of(given)}: {cure}")
+
+
 def _check_words(words: np.ndarray, table: PlanTable) -> None:
     """Raises ValueError, with the layer, where a plan that comes from outside does not hold what back ends rely on."""
     try:
@@ -310,7 +326,7 @@ def build_plan(
     too, until it is laid out.
 
     Args:
-        network: A network, or its layers in order.
+        network: A network, or its layers in order. A SciPy matrix (inputs, outputs) is taken as a layer without bias.
         activation: One for all layers, or one a layer; by default the challenge's ``Clip.relu(32)``. Only for an
             iterable; a `SparseNetwork` has its own.
         cap: Short for ``activation=Clip.relu(cap)``.
@@ -326,11 +342,13 @@ def build_plan(
         The plan, on the default device.
 
     Raises:
-        ValueError: A layer is malformed, or does not fit the one before it; the message names the layer. Or the
-            activations are not as many as the layers, or there is no such compression.
+        ValueError: A layer is none, is malformed, or does not fit the one before it; the message names the layer. Or
+            the activations are not as many as the layers, or there is no such compression.
     """
+    if isinstance(network, Plan):
+        raise ValueError("build_plan takes a network, got a Plan, which is built already")
     if not isinstance(network, SparseNetwork):
-        layers = paired(network, resolve(activation, cap))
+        layers = paired(as_layers(network), resolve(activation, cap))
     elif activation is None and cap is ...:
         layers = paired(network.layers, network.activation)
     else:
@@ -339,7 +357,8 @@ def build_plan(
         )
     if compress not in COMPRESS:
         raise ValueError(f"compress must be one of {', '.join(COMPRESS)}; got {compress!r}")
-    words = _lay_out(layers, compress, kernel, threads or usable_cores(), progress)
+    threads = usable_cores() if threads is None else checks.count("threads", threads, lowest=1)
+    words = _lay_out(layers, compress, kernel, threads, progress)
     plan = Plan._of_sound_words(words, PlanTable(words), kernel)
     return plan.with_derivatives() if derivatives else plan
 
@@ -355,11 +374,11 @@ def _lay_out(
     builder = core.PlanBuilder(threads=threads, staged_below=staged_below, staged_wider_than=staged_wider_than)
     if compress == "none":
         for count, (layer, clip) in enumerate(layers, start=1):
-            builder.add(**native_arrays(layer, clip))
+            builder.add(**native_arrays(layer, clip, count))
             if progress is not None:
                 progress(count)
         return builder.finish()
     simplified = Simplified(layers, threads=threads, progress=progress)
-    for layer, clip, origin in simplified:
-        builder.add(**native_arrays(layer, clip), origin=origin)
+    for number, (layer, clip, origin) in enumerate(simplified, start=1):
+        builder.add(**native_arrays(layer, clip, number), origin=origin)
     return builder.finish(expansion=simplified.expansion.outputs, merge_features=compress == "full")

@@ -18,13 +18,8 @@ from spdnn_jax import _native, layout, planner, rules
 from spdnn_jax._native import NETWORK_TARGET
 from spdnn_jax.activation import Clip
 from spdnn_jax.chain import RowsTable, chain_derivative_p, chain_p
+from spdnn_jax.features import BITS, PACKED
 from spdnn_jax.layout import PlanTable
-
-PACKED = jnp.uint32
-"""Features of this dtype are bit-packed: bit b of word w is neuron 32 w + b."""
-
-_BITS = 32
-
 
 # --- plain XLA --------------------------------------------------------------------------------------------------------
 
@@ -33,8 +28,8 @@ def unpack(y0: jax.Array, inputs: int) -> jax.Array:
     """Features as float32 (features, inputs), from any of the input forms."""
     if y0.dtype != PACKED:
         return y0.astype(jnp.float32)
-    bits = (y0[:, :, None] >> jnp.arange(_BITS, dtype=PACKED)) & PACKED(1)
-    return bits.reshape(y0.shape[0], y0.shape[1] * _BITS)[:, :inputs].astype(jnp.float32)
+    bits = (y0[:, :, None] >> jnp.arange(BITS, dtype=PACKED)[None, None]) & PACKED(1)
+    return bits.reshape(y0.shape[0], y0.shape[1] * BITS)[:, :inputs].astype(jnp.float32)
 
 
 def _clip(sums: jax.Array, activation: Clip) -> jax.Array:
@@ -158,12 +153,12 @@ def _network_abstract(
     header = table.header
     width = int(header["inputs"])
     if y0.dtype == PACKED:
-        width = -(-width // _BITS)
+        width = -(-width // BITS)
     elif y0.dtype not in (jnp.float32, jnp.uint8, jnp.bool_):
         raise ValueError(
             f"features must be float32, uint8, bool, or uint32 for bit-packed ones; got {y0.dtype}: convert them first"
         )
-    if y0.ndim < 2 or y0.shape[-1] != width:
+    if y0.ndim < 1 or y0.shape[-1] != width:
         raise ValueError(
             f"features must have shape (features, {width}) for a network of {header['inputs']} inputs and dtype "
             f"{y0.dtype}; got {y0.shape}"

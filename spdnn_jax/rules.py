@@ -101,8 +101,9 @@ def _partitioned(kernel: Kernel, run: Callable[..., list[jax.Array]]) -> Callabl
     """The same, on each device for the features that lie there."""
 
     def partition(mesh: Mesh, args: tuple[Any, ...], results: Sequence[Any]) -> tuple[Any, ...]:
-        spec = args[kernel.features[0]].sharding.spec
-        *leading, neurons = spec
+        features = args[kernel.features[0]]
+        spec = getattr(features.sharding, "spec", P())  # none where a mesh is in context, but no array on it
+        *leading, neurons = [*spec, *[None] * (len(features.shape) - len(spec))]
         check_neurons_whole(neurons)
         axes = [axis for part in leading if part is not None for axis in ((part,) if isinstance(part, str) else part)]
 

@@ -15,9 +15,10 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from spdnn_jax import ops
+from spdnn_jax import checks, ops
+from spdnn_jax.features import as_features
 from spdnn_jax.layout import PlanTable, clip_of
-from spdnn_jax.plan import Plan
+from spdnn_jax.plan import Plan, as_plan
 
 AXIS = "features"
 """The mesh axis that features are spread over."""
@@ -39,7 +40,7 @@ def feature_mesh(devices: int | None = None) -> Mesh:
         ValueError: There are not so many, or a process would be left without.
     """
     available = jax.devices()
-    count = len(available) if devices is None else devices
+    count = len(available) if devices is None else checks.count("devices", devices)
     if not 1 <= count <= len(available):
         raise ValueError(f"{count} devices were asked for, JAX sees {len(available)} of them: lower --devices")
     if jax.process_count() > 1 and count != len(available):
@@ -57,7 +58,7 @@ def replicate(plan: Plan, mesh: Mesh) -> Plan:
         host = np.asarray(array)
         return jax.make_array_from_callback(host.shape, NamedSharding(mesh, P()), lambda index: host[index])
 
-    return jax.tree.map(everywhere, plan)
+    return jax.tree.map(everywhere, as_plan(plan))
 
 
 # --- in a JAX program -------------------------------------------------------------------------------------------------
@@ -107,6 +108,9 @@ def categories_sharded(
 
 
 def _sharded(run: Callable[..., jax.Array], plan: Plan, y0: Any, mesh: Mesh, backend: ops.Backend) -> jax.Array:
+    y0 = as_features(y0, as_plan(plan).inputs)
+    if y0.ndim != 2:
+        raise ValueError(f"features to be spread must have shape (features, {y0.shape[-1]}), got {y0.shape}")
     rows, features = _round_up(y0.shape[0], _devices_of(mesh)), y0.shape[0]
     if rows == features:
         return _spread(plan, _laid(y0, mesh, P(AXIS)), run=run, mesh=mesh, backend=backend)

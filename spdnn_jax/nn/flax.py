@@ -4,10 +4,11 @@ from typing import Any
 
 import jax
 
+from spdnn_jax import ops
 from spdnn_jax._extras import require
 from spdnn_jax.activation import Clip
 from spdnn_jax.network import SparseLayer
-from spdnn_jax.nn.trainable import forward, trainable_layer
+from spdnn_jax.nn.trainable import trainable_layer
 
 require("flax", extra="flax", purpose="spdnn_jax.nn.flax")
 from flax import nnx  # noqa: E402
@@ -59,4 +60,4 @@ class SparseLinear(nnx.Module):
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """float32 (..., inputs) to float32 (..., outputs)."""
-        return forward(self.layer, y, self.activation)
+        return ops.layer(self.layer, y, activation=self.activation)

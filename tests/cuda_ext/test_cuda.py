@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from spdnn_jax import Clip, SparseLayer, SparseNetwork, _native, build_plan, categories, infer, layer, ops, planner
+from spdnn_jax import (
+    Clip,
+    SparseLayer,
+    SparseNetwork,
+    _native,
+    build_plan,
+    categories,
+    infer,
+    layer,
+    ops,
+    pack_bits,
+    planner,
+)
 from spdnn_jax.distributed import pieces
 from spdnn_jax.graph_challenge import inputs, oracle, radixnet
 from spdnn_jax.simplify import Compress
@@ -28,7 +40,7 @@ def assert_close(got: jax.Array, expected: np.ndarray) -> None:
 def test_lowers_to_one_custom_call_with_a_workspace(family: planner.Kernel) -> None:
     plan = build_plan(radixnet.layers(64, 20), kernel=family)
     y0 = jnp.ones((100, 64), jnp.uint8)
-    text = ops.categories.trace(plan, y0).lower(lowering_platforms=("cuda",)).as_text()
+    text = jax.jit(ops.categories).trace(plan, y0).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@spdnn_network") == 1
     workspace = _native.cuda_workspace_bytes(plan.table.records, 100)
     assert f"tensor<{workspace}xui8>" in text
@@ -83,7 +95,7 @@ def test_an_unknown_family_is_refused() -> None:
 def test_every_tile_boundary(family: planner.Kernel, count: int, form: str) -> None:
     network = random_network(7, [45, 33, 64, 20], bias="negative", grouped=3)
     plain = np.random.default_rng(count).random((count, 45)) < 0.3
-    y0 = inputs.pack_bits(plain) if form == "packed" else plain.astype(form)
+    y0 = pack_bits(plain) if form == "packed" else plain.astype(form)
     plan = build_plan(network, kernel=family)
     expected = dense_reference(network, plain)
     assert_close(infer(plan, y0), expected)

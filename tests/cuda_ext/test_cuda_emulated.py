@@ -10,9 +10,8 @@ import scipy.sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spdnn_jax import Clip, SparseLayer, SparseNetwork, build_plan, planner
+from spdnn_jax import Clip, SparseLayer, SparseNetwork, build_plan, pack_bits, planner
 from spdnn_jax.graph_challenge import oracle, radixnet
-from spdnn_jax.graph_challenge.inputs import pack_bits
 from spdnn_jax.simplify import Compress
 from tests.conftest import dense_reference, random_network
 from tests.emulator import emulate
