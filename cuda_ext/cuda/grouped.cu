@@ -82,11 +82,12 @@ __global__ void __launch_bounds__(kThreads, 2)
     const uint32_t slot = panel * kPanel + lane * kVector;
     if (u >= units || slot >= count) continue;
     const Unit unit = Unit::at(static_cast<int>(u), static_cast<int>(run.groups), kOutputs);
-    if (gathered) {
+    if (gathered || slot + kVector > count) {  // past the last feature a tile holds what was there before
       Gather gather;
 #pragma unroll
       for (int v = 0; v < kVector; ++v) {
-        const int64_t from = step.slots[min(slot + v, count - 1)];
+        const uint32_t place = min(slot + v, count - 1);
+        const int64_t from = gathered ? step.slots[place] : place;
         gather.column[v] = step.source + tiled_offset(from, 0, arguments.layer.inputs);
       }
       compute_unit<kOutputs, kStored, Index>(step, arguments, unit, slot, count, gather);
