@@ -10,14 +10,15 @@
 namespace spdnn::cuda {
 
 struct ActivityStep {
-  uint8_t* flags;          // of each feature in work: some output is not zero. Cleared for the next layer.
+  const uint8_t* flags;    // of each feature in work: `flag` where some output is not zero
+  uint8_t flag;            // of this step (layer_step.h)
   const int32_t* count;    // features in work; null: all
   int64_t features;        // all of them
   const int32_t* slots;    // where they stand; null: each at its own number
   const int32_t* ids;      // which they are; null: their own numbers
   const int32_t* members;  // how many features each one stands for; null: itself
   bool prunable;           // features without a flag may go
-  int32_t* next_slots;     // where the features that stay stand; may be `slots`
+  int32_t* next_slots;     // where the features that stay stand
   int32_t* next_ids;
   int32_t* next_count;
   int32_t* active;  // of this layer, zero at the launch; may be null

@@ -57,7 +57,7 @@ __device__ __forceinline__ void compute_unit(const LayerStep& step, const RunArg
   }
 #pragma unroll
   for (int v = 0; v < kVector; ++v) {
-    if ((active >> v & 1u) && slot + v < count && !step.flags[slot + v]) step.flags[slot + v] = 1;
+    if ((active >> v & 1u) && slot + v < count && step.flags[slot + v] != step.flag) step.flags[slot + v] = step.flag;
   }
 }
 

@@ -18,7 +18,8 @@ struct LayerStep {
   const int32_t* count;         // features in work; null: all
   const int32_t* source_count;  // features in `source`, more than `count` where some were dropped; null: all
   float* target;                // tiles, where each feature stands at its own number
-  uint8_t* flags;               // of each feature in work: set where some output is not zero; zero at the launch
+  uint8_t* flags;               // of each feature in work: set to `flag` where some output is not zero
+  uint8_t flag;                 // none of the flags is that at the launch
   int64_t features;             // all of them
 
 #ifdef __CUDACC__

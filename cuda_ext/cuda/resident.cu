@@ -361,19 +361,14 @@ cudaError_t launch(ResidentStep step, const Choice& choice, const Kind& kind, co
                    cudaStream_t stream) {
   const auto kernel = resident_kernel<kVector, kOutputs, kStored>;
   const int tile = choice.features, threads = choice.threads;
-  const auto allow = [kernel](int64_t bytes) {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  };
   int64_t shared = Activations<kVector>::bytes(step.max_width, tile), resident_blocks = 0;
-  cudaError_t error = allow(shared);
+  cudaError_t error = resident_block_count(kernel, threads, shared, &resident_blocks);
   if (error != cudaSuccess) return error;
-  if ((error = resident_block_count(kernel, threads, shared, &resident_blocks)) != cudaSuccess) return error;
   // Sections are brought along where that costs no block its place.
   step.staged_words = 0;
   const int64_t shared_with_sections = shared + kStagedLayers * kind.words * static_cast<int64_t>(sizeof(uint32_t));
   if (shared_with_sections + kSharedStatic <= limits.block_shared_bytes) {
     int64_t blocks_with_sections = 0;
-    if ((error = allow(shared_with_sections)) != cudaSuccess) return error;
     error = resident_block_count(kernel, threads, shared_with_sections, &blocks_with_sections);
     if (error != cudaSuccess) return error;
     if (blocks_with_sections >= resident_blocks) {
