@@ -2,15 +2,12 @@
 
 #include "activity.h"
 #include "launch.h"
-#include "tiles.cuh"
 
 namespace spdnn::cuda {
 namespace {
 
 constexpr int kActivityThreads = 1024;
 constexpr int kActivityWarps = kActivityThreads / 32;
-constexpr int kSquare = 32;  // features and neurons that a block transposes at a time
-constexpr int kTransposeRows = 8;
 
 // Sum over the block's threads before this one; `total` over all.
 __device__ int exclusive_sum(int value, int* total) {
@@ -86,57 +83,6 @@ __global__ void __launch_bounds__(kActivityThreads) activity_kernel(const __grid
   if (threadIdx.x % 32 == 0 && active) atomicAdd(step.active, active);
 }
 
-__global__ void __launch_bounds__(kSquare* kTransposeRows)
-    read_input_kernel(InputFeatures input, int64_t features, float* target) {
-  __shared__ float square[kSquare][kSquare + 1];
-  const int64_t first_neuron = static_cast<int64_t>(blockIdx.x) * kSquare;
-  for (int64_t tile = blockIdx.y; tile * kSquare < features; tile += gridDim.y) {
-    for (int row = threadIdx.y; row < kSquare; row += kTransposeRows) {
-      const int64_t feature = tile * kSquare + row, neuron = first_neuron + threadIdx.x;
-      const bool inside = feature < features && neuron < input.inputs;
-      square[row][threadIdx.x] = inside ? feature_at(input, feature, neuron) : 0.0f;
-    }
-    __syncthreads();
-    for (int row = threadIdx.y; row < kSquare; row += kTransposeRows) {
-      const int64_t neuron = first_neuron + row;
-      if (neuron < input.inputs) {
-        target[tiled_offset(tile * kSquare + threadIdx.x, neuron, input.inputs)] = square[threadIdx.x][row];
-      }
-    }
-    __syncthreads();
-  }
-}
-
-__global__ void __launch_bounds__(kSquare* kTransposeRows)
-    write_output_kernel(const __grid_constant__ OutputStep step) {
-  __shared__ float square[kSquare][kSquare + 1];
-  const int64_t first_output = static_cast<int64_t>(blockIdx.x) * kSquare;
-  const int64_t count = step.count ? *step.count : step.features;
-  for (int64_t tile = blockIdx.y; tile * kSquare < count; tile += gridDim.y) {
-    const int64_t slot = tile * kSquare + threadIdx.x;
-    for (int row = threadIdx.y; row < kSquare; row += kTransposeRows) {
-      const int64_t output = first_output + row;
-      const bool inside = slot < count && output < step.outputs;
-      square[row][threadIdx.x] = inside ? step.source[tiled_offset(slot, step.slot_of[output], step.width)] : 0.0f;
-    }
-    __syncthreads();
-    for (int row = threadIdx.y; row < kSquare; row += kTransposeRows) {
-      const int64_t row_slot = tile * kSquare + row, output = first_output + threadIdx.x;
-      if (row_slot < count && output < step.outputs) {
-        const int64_t id = step.ids ? step.ids[row_slot] : row_slot;
-        step.activations[id * step.outputs + output] = square[threadIdx.x][row] * step.unit;
-      }
-    }
-    __syncthreads();
-  }
-}
-
-dim3 transpose_grid(int64_t features, int64_t neurons) {
-  const int64_t tiles = (features + kSquare - 1) / kSquare;
-  return dim3(static_cast<unsigned>((neurons + kSquare - 1) / kSquare),
-              static_cast<unsigned>(std::min<int64_t>(tiles, 4096)));
-}
-
 }  // namespace
 
 cudaError_t launch_activity(const ActivityStep& step, cudaStream_t stream) {
@@ -145,19 +91,6 @@ cudaError_t launch_activity(const ActivityStep& step, cudaStream_t stream) {
   const int64_t chunks = (step.features + kActivityThreads - 1) / kActivityThreads;
   const unsigned blocks = static_cast<unsigned>(std::clamp<int64_t>(chunks, 1, limits.multiprocessors));
   activity_kernel<<<blocks, kActivityThreads, 0, stream>>>(step);
-  return cudaGetLastError();
-}
-
-cudaError_t launch_read_input(const InputFeatures& input, int64_t features, float* target, cudaStream_t stream) {
-  if (input.inputs == 0) return cudaSuccess;
-  read_input_kernel<<<transpose_grid(features, input.inputs), dim3(kSquare, kTransposeRows), 0, stream>>>(
-      input, features, target);
-  return cudaGetLastError();
-}
-
-cudaError_t launch_write_output(const OutputStep& step, cudaStream_t stream) {
-  if (step.outputs == 0) return cudaSuccess;
-  write_output_kernel<<<transpose_grid(step.features, step.outputs), dim3(kSquare, kTransposeRows), 0, stream>>>(step);
   return cudaGetLastError();
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "input.h"
 #include "scale.h"
 
 namespace spdnn::cuda {
@@ -13,7 +14,9 @@ struct LayerStep {
   const uint32_t* words;
   Scale scale;
   Bounds bounds;
-  const float* source;          // tiles
+  const float* source;        // tiles; null before a first layer of bytes or bits
+  const void* narrow_source;  // those, as launch_read_input() leaves them
+  InputType narrow_type;
   const int32_t* slots;         // slot in `source` of each feature in work; null: its own number
   const int32_t* count;         // features in work; null: all
   const int32_t* source_count;  // features in `source`, more than `count` where some were dropped; null: all

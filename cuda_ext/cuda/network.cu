@@ -6,6 +6,7 @@
 #include "launch.h"
 #include "network.h"
 #include "resident.h"
+#include "rows.h"
 #include "staged.h"
 #include "start.h"
 #include "tiles.cuh"
@@ -182,7 +183,12 @@ class Launcher {
     step.words = call_.words;
     step.scale = scale_;
     step.bounds = scale_.bounds(layer);
-    step.source = source();
+    if (l == 0 && input_.type != InputType::kFloat32) {
+      step.narrow_source = source();
+      step.narrow_type = input_.type;
+    } else {
+      step.source = source();
+    }
     step.slots = now_.slots;
     step.count = now_.count;
     step.source_count = now_.source_count;

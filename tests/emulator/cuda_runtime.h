@@ -130,6 +130,12 @@ inline uint32_t __vcmpeq4(uint32_t a, uint32_t b) {
   for (uint32_t byte = 0xFF; byte; byte <<= 8) equal |= (a & byte) == (b & byte) ? byte : 0;
   return equal;
 }
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+  uint32_t result = 0;
+  for (int k = 0; k < 4; ++k) result |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * k & 7) & 0xFF) << 8 * k;
+  return result;
+}
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
   return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift % 32));
 }
@@ -166,6 +172,12 @@ template <typename T>
 T __shfl_up_sync(uint32_t, T value, int distance) {
   const int lane = (threadIdx.x + threadIdx.y * blockDim.x) % 32;
   return emulator::word_as<T>(emulator::exchange(emulator::as_word(value))[std::max(lane - distance, 0)]);
+}
+inline uint32_t __ballot_sync(uint32_t, bool predicate) {
+  const uint64_t* words = emulator::exchange(predicate);
+  uint32_t bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= static_cast<uint32_t>(words[lane]) << lane;
+  return bits;
 }
 template <typename T>
 T __reduce_add_sync(uint32_t, T value) {
