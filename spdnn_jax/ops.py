@@ -17,6 +17,11 @@ Backend = Literal["auto", "xla"]
 """`auto`: the native back end of the platform where there is one; `xla`: plain XLA operations."""
 
 
+COMPILER_OPTIONS = {"xla_gpu_graph_min_graph_size": 1}
+"""For the outermost `jax.jit`, or `compile`, of a program that calls a plan again and again on a GPU: XLA then replays a
+call's launches as one CUDA graph, where it would queue them one by one. Other devices take no notice."""
+
+
 def _network(plan: Plan, y0: jax.Array, backend: Backend, *, activations: bool, counts: bool) -> list[jax.Array]:
     if backend not in ("auto", "xla"):
         raise ValueError(f"backend must be 'auto' or 'xla', got {backend!r}")

@@ -102,19 +102,20 @@ def staged_rule(kernel: Kernel) -> tuple[float, int]:
 
 
 @functools.cache
-def schedule(table: PlanTable, kernel: Kernel = "auto") -> Schedule:
+def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = False) -> Schedule:
     """Plans the launches.
 
     Args:
         table: The plan's records.
         kernel: A family to use throughout, or "auto".
+        narrow_input: Whether the features come in bytes or bits.
 
     Raises:
         ValueError: There is no such family, or the plan was built without the sections that it needs.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
-    families, reason = _choose_families(table, kernel)
+    families, reason = _choose_families(table, kernel, narrow_input)
     searches = _searches(table) if table.header["merge_features"] else set()
     steps: list[Step] = []
     for first, end in _stretches(families, searches):
@@ -132,20 +133,22 @@ def _widths(table: PlanTable) -> np.ndarray:
     return np.maximum(table.layers["inputs"], table.layers["outputs"])
 
 
-def _choose_families(table: PlanTable, kernel: Kernel) -> tuple[list[Action], str]:
+def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> tuple[list[Action], str]:
     count = len(table.layers)
     if kernel != "auto":
         if kernel == "staged" and (table.layers["staged_offset"] < 0).any():
             raise ValueError("this plan was built without staged sections: build it with kernel='staged'")
         return [kernel] * count, f"{kernel}: as asked for"
     narrow, staged = _widths(table) <= RESIDENT_WIDTH, table.layers["staged_offset"] >= 0
+    if narrow_input:
+        staged[:1] = False  # `grouped` reads bytes and bits where they lie: so few that sharing them gains nothing
     families: list[Action] = [
         "resident" if narrow[layer] else "staged" if staged[layer] else "grouped" for layer in range(count)
     ]
     reasons = {
         "resident": f"{RESIDENT_WIDTH} neurons wide at most",
         "staged": f"wider, fewer than {STAGED_BELOW:g} outputs in a row group",
-        "grouped": "wider, outputs share their inputs",
+        "grouped": "wider, outputs share their inputs or these are bytes",
     }
     used = [f"{name} for {families.count(name):,} ({why})" for name, why in reasons.items() if name in families]
     return families, ", ".join(used)

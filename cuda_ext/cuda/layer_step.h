@@ -14,7 +14,7 @@ struct LayerStep {
   const uint32_t* words;
   Scale scale;
   Bounds bounds;
-  const float* source;        // tiles; null before a first layer of bytes or bits
+  const float* source;        // tiles; null where `narrow_source` is the input
   const void* narrow_source;  // those, as launch_read_input() leaves them
   InputType narrow_type;
   const int32_t* slots;         // slot in `source` of each feature in work; null: its own number

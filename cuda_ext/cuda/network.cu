@@ -177,17 +177,19 @@ class Launcher {
 
   void run_layer(const ScheduleStep& schedule, bool last) {
     const int64_t l = schedule.first_layer;
-    if (l == 0) check(launch_read_input(input_, call_.features, source(), stream_));
     const PlanLayer& layer = call_.plan.layers[l];
     LayerStep step{};
     step.words = call_.words;
     step.scale = scale_;
     step.bounds = scale_.bounds(layer);
-    if (l == 0 && input_.type != InputType::kFloat32) {
+    step.source = source();
+    if (l == 0 && schedule.action == kGrouped && input_.type != InputType::kFloat32) {
+      check(launch_read_narrow_input(input_, call_.features, source(), stream_));
+      step.source = nullptr;
       step.narrow_source = source();
       step.narrow_type = input_.type;
-    } else {
-      step.source = source();
+    } else if (l == 0) {
+      check(launch_read_input(input_, call_.features, source(), stream_));
     }
     step.slots = now_.slots;
     step.count = now_.count;

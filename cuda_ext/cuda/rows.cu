@@ -131,21 +131,22 @@ dim3 grid_of(int64_t neurons, int64_t block_neurons, int64_t features, int64_t b
 
 }  // namespace
 
-cudaError_t launch_read_input(const InputFeatures& input, int64_t features, void* target, cudaStream_t stream) {
+cudaError_t launch_read_input(const InputFeatures& input, int64_t features, float* target, cudaStream_t stream) {
+  if (input.inputs == 0) return cudaSuccess;
+  const dim3 grid = grid_of(input.inputs, kSquare, features, kSquare);
+  read_floats_kernel<<<grid, dim3(kSquare, kTransposeRows), 0, stream>>>(input, features, target);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_read_narrow_input(const InputFeatures& input, int64_t features, void* target, cudaStream_t stream) {
   if (input.inputs == 0) return cudaSuccess;
   const dim3 threads(kSquare, kTransposeRows);
-  switch (input.type) {
-    case InputType::kFloat32:
-      read_floats_kernel<<<grid_of(input.inputs, kSquare, features, kSquare), threads, 0, stream>>>(
-          input, features, static_cast<float*>(target));
-      break;
-    case InputType::kUint8:
-      read_bytes_kernel<<<grid_of(input.inputs, kTile, features, kTile), threads, 0, stream>>>(
-          input, features, static_cast<uint32_t*>(target));
-      break;
-    case InputType::kPacked:
-      read_bits_kernel<<<grid_of(input.inputs, 32 * kTransposeRows, features, kTile), threads, 0, stream>>>(
-          input, features, static_cast<uint4*>(target));
+  if (input.type == InputType::kUint8) {
+    const dim3 grid = grid_of(input.inputs, kTile, features, kTile);
+    read_bytes_kernel<<<grid, threads, 0, stream>>>(input, features, static_cast<uint32_t*>(target));
+  } else {
+    const dim3 grid = grid_of(input.inputs, 32 * kTransposeRows, features, kTile);
+    read_bits_kernel<<<grid, threads, 0, stream>>>(input, features, static_cast<uint4*>(target));
   }
   return cudaGetLastError();
 }

@@ -9,8 +9,11 @@
 
 namespace spdnn::cuda {
 
-// The caller's rows -> tiles (tiles.cuh) of what they hold: floats in units, bytes, or bits.
-cudaError_t launch_read_input(const InputFeatures& input, int64_t features, void* target, cudaStream_t stream);
+// The caller's rows -> tiles (tiles.cuh), of floats in units.
+cudaError_t launch_read_input(const InputFeatures& input, int64_t features, float* target, cudaStream_t stream);
+
+// The same for rows of bytes or bits, which stay what they are.
+cudaError_t launch_read_narrow_input(const InputFeatures& input, int64_t features, void* target, cudaStream_t stream);
 
 struct OutputStep {
   const float* source;  // tiles

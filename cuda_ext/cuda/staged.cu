@@ -55,17 +55,6 @@ __device__ __forceinline__ void load_scattered_stage(const StageSections& stage,
   }
 }
 
-// The same of a first layer of bytes or bits.
-template <typename Four>
-__device__ __forceinline__ void load_narrow_stage(const StageSections& stage, const Four& four, float* inputs) {
-  const int piece = threadIdx.x % kPieces;
-  for (int k = threadIdx.x / kPieces; k < stage.map_count; k += kThreads / kPieces) {
-    float x[4];
-    four.load(__ldg(stage.map + k), x);
-    *reinterpret_cast<float4*>(inputs + k * kLanes + piece * 4) = make_float4(x[0], x[1], x[2], x[3]);
-  }
-}
-
 // Adds the stage's edges to the sums of the warp's rows. Edges of neighbouring rows lie side by side, so that a chunk
 // is asked for while the one before is multiplied, across rows.
 template <bool kStored>
@@ -138,16 +127,7 @@ __global__ void __launch_bounds__(kThreads)
       if (s < last_stage) {
         const StageSections stage(step.words, layer, s);
         float* buffer = inputs + s % buffers * kBufferFloats;
-        const int64_t slot = place - lane + threadIdx.x % kPieces * 4;  // of what this thread brings
-        if (!step.source && step.narrow_type == InputType::kUint8) {
-          load_narrow_stage(stage, FourBytes(step.narrow_source, slot, layer.inputs, step.scale.per_unit), buffer);
-        } else if (!step.source) {
-          load_narrow_stage(stage, FourBits(step.narrow_source, slot, layer.inputs, step.scale.per_unit), buffer);
-        } else if (neighbours) {
-          load_stage(stage, column - lane, buffer);
-        } else {
-          load_scattered_stage(stage, column, buffer);
-        }
+        neighbours ? load_stage(stage, column - lane, buffer) : load_scattered_stage(stage, column, buffer);
       }
       close_copies();
     };

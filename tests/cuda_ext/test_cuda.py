@@ -51,6 +51,13 @@ def test_the_planner_looks_at_the_width() -> None:
     assert "staged for 1 (wider, fewer than 2 outputs in a row group)" in wide.summary()
 
 
+def test_a_first_layer_of_bytes_is_not_staged() -> None:
+    """Bytes are so few that bringing them through shared memory gains nothing; later layers are what they were."""
+    table = build_plan(random_network(0, [5000, 5001, 6], density=0.01)).table
+    assert planner.schedule(table).families == ["staged", "staged"]
+    assert planner.schedule(table, narrow_input=True).families == ["grouped", "staged"]
+
+
 @pytest.mark.skipif(not _native.has_cuda_library(), reason="built without CUDA")
 @pytest.mark.parametrize("compress", ["none", "full"])
 def test_the_memory_of_a_call_is_known_before(compress: Compress) -> None:

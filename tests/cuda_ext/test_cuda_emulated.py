@@ -111,11 +111,15 @@ def test_layers_without_neurons(emulator: emulate.Emulator, family: planner.Kern
         check(emulator.run(build_plan(network, kernel=family), y0), network, y0)
 
 
-@pytest.mark.parametrize("grouped", [1, 5])
-def test_indices_of_32_bits(emulator: emulate.Emulator, grouped: int) -> None:
+@pytest.mark.parametrize(("grouped", "form"), [(1, "float32"), (5, "float32"), (1, "uint8"), (5, "packed")])
+def test_indices_of_32_bits(emulator: emulate.Emulator, grouped: int, form: str) -> None:
     network = random_network(5, [70001, 50, 4], density=0.001, grouped=grouped)
-    y0 = np.random.default_rng(0).random((5, 70001), np.float32)
-    check(emulator.run(build_plan(network), y0), network, y0)
+    generator = np.random.default_rng(0)
+    plain = generator.random((5, 70001)) < 0.5
+    y0 = {"packed": pack_bits(plain), "uint8": generator.integers(0, 256, plain.shape, np.uint8)}.get(
+        form, generator.random(plain.shape, np.float32)
+    )
+    check(emulator.run(build_plan(network), y0), network, plain if form == "packed" else y0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
