@@ -18,7 +18,7 @@ Backend = Literal["auto", "xla"]
 
 
 COMPILER_OPTIONS = {"xla_gpu_graph_min_graph_size": 1}
-"""For the outermost `jax.jit`, or `compile`, of a program that calls a plan again and again on a GPU: XLA then replays a
+"""For the outermost `jax.jit` or `compile` of a program that calls a plan again and again on a GPU: XLA then replays a
 call's launches as one CUDA graph, where it would queue them one by one. Other devices take no notice."""
 
 

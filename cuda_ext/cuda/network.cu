@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "activity.h"
+#include "chain.h"
 #include "equal_features.h"
 #include "grouped.h"
 #include "launch.h"
@@ -69,10 +70,10 @@ class Launcher {
       const bool last = step.end_layer == call_.plan.header->layers;
       if (step.action == kEqualFeatures) {
         find_equal_features(step.first_layer);
-      } else if (step.action == kResident) {
-        run_resident(step, last);
-      } else {
+      } else if (step.action == kGrouped || step.action == kStaged) {
         run_layer(step, last);
+      } else {
+        run_layers(step, last);
       }
     }
     if (call_.plan.header->merge_features) {
@@ -140,7 +141,7 @@ class Launcher {
     now_.count = next_count_++;
   }
 
-  void run_resident(const ScheduleStep& schedule, bool last) {
+  void run_layers(const ScheduleStep& schedule, bool last) {
     ResidentStep step{};
     step.words = call_.words;
     step.layers_word = sizeof(PlanHeader) / sizeof(uint32_t);
@@ -168,7 +169,13 @@ class Launcher {
       step.target_ids = next_ids();
       step.target_count = next_count_;
     }
-    check(launch_resident(step, call_.plan, stream_));
+    int64_t chained = schedule.action == kChain ? call_.features : 0;  // features up to which the chain takes them
+    if (schedule.action == kChainOrResident) {
+      check(chain_features(call_.plan, schedule.first_layer, schedule.end_layer, &chained));
+    }
+    if (chained > 0) check(launch_chain(step, call_.plan, chained, stream_));
+    step.more_than = chained;
+    if (chained < call_.features) check(launch_resident(step, call_.plan, stream_));
     flip_tiles();
     flip_lists();
     now_.slots = nullptr;
@@ -281,6 +288,12 @@ const char* check_step(const PlanView& plan, const ScheduleStep& step, const Sch
     case kStaged:
       if (layers != 1) return "a step of the staged family has one layer";
       return plan.layers[step.first_layer].staged_offset >= 0 ? nullptr : "a layer lacks the staged family's sections";
+    case kChain:
+    case kChainOrResident:
+      if (layers < 1) return "a step of the chain family has no layer";
+      if (const char* wrong = check_chain(plan, step.first_layer, step.end_layer)) return wrong;
+      if (step.action == kChain) return nullptr;
+      [[fallthrough]];
     case kResident:
       if (layers < 1) return "a step of the resident family has no layer";
       if (resident_features(plan, step.first_layer, step.end_layer, limits) > 0) return nullptr;

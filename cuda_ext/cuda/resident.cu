@@ -266,6 +266,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + Activations<kVector>::bytes(step.max_width, tile)));
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
   const int64_t count = step.count ? *step.count : step.features;
+  if (count <= step.more_than) return;
   const Columns columns = share_of_block(count, kVector, tile);
   const Activations<kVector> activations(memory, columns);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;

@@ -9,7 +9,7 @@ import pytest
 
 from spdnn_jax import _native
 
-FAMILIES = ("staged", "grouped", "resident")
+FAMILIES = ("staged", "grouped", "resident", "chain")
 
 
 @pytest.fixture(scope="module")

@@ -163,6 +163,7 @@ T atomicCAS(T* address, T expected, T value) {
 }
 
 inline void __syncthreads() { emulator::block_barrier(); }
+inline void __syncwarp() { emulator::exchange(0); }
 
 template <typename T>
 T __shfl_sync(uint32_t, T value, int lane) {
