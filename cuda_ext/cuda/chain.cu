@@ -13,22 +13,28 @@ constexpr int kMostFeatures = 4;  // of a block
 constexpr int kMostWorkers = 8;   // warps that multiply; one more describes the layers to come
 constexpr int kMostRuns = 16;     // of a layer
 constexpr int kWidest = 4096;     // neurons of a layer
-constexpr int kPieceChunks = 8;   // of a row: what a lane holds in registers of the piece to come
-constexpr int kHeads = 8;         // layer records on their way into shared memory, and there
-constexpr int kRings = 4;         // layers whose runs, or slices, are in shared memory
+constexpr int kPieceChunks = 8;   // of a row: what a warp brings and multiplies at a time
+constexpr int kDescribed = 4;     // layers that are described ahead of the one that is computed
+constexpr int kLayers = 8;        // of whose descriptions there is room; a power of two
+constexpr int kMostSlots = 4;     // pieces that a warp has room for: one that is multiplied, and those on their way
+constexpr int kFewestSlots = 3;
 constexpr int kLayerFields = sizeof(PlanLayer) / sizeof(int64_t);
 constexpr int kRunFields = sizeof(PlanRun) / sizeof(int64_t);
 static_assert(kLayerFields <= 32, "a warp copies a layer's record at once, a field a lane");
+static_assert(kLayers >= kDescribed + 4, "records are asked for four layers before they are read");
 
 // Some outputs of a layer, at most 32 that lie side by side: what a warp computes at a time, an output a lane.
 struct alignas(16) Slice {
-  const uint2* indices;  // of the first chunk; the next one's are `width` further
-  const float4* values;  // null: `value` for all
+  uint32_t indices;  // of the first edges: where in the plan, in 16 bytes
+  uint32_t values;   // the same; 0: `value` for all
   float value;
-  int first_slot;
-  int width;
-  int chunks;
+  uint32_t first_slot : 12;
+  uint32_t last_lane : 5;
+  uint32_t chunks : 15;
+
+  __device__ int width() const { return last_lane + 1; }
 };
+static_assert(kWidest <= 1 << 12 && kWidest / kEdgeChunk < 1 << 15, "slots and chunks fit a slice");
 
 // A layer as the workers see it.
 struct Head {
@@ -53,16 +59,16 @@ int64_t most_slices(const PlanView& plan, int64_t first_layer, int64_t end_layer
 
 // What a block keeps in shared memory beside its features and the slices.
 struct alignas(16) BlockState {
-  PlanLayer records[kHeads];
-  PlanRun runs[kRings][kMostRuns];
-  Head heads[kRings];
-  uint32_t active_words[kRings];  // of as many layers: a bit for each feature that is not all zero
+  PlanLayer records[kLayers];
+  PlanRun runs[kLayers][kMostRuns];
+  Head heads[kLayers];
+  uint32_t active_words[kLayers];  // a bit for each feature that is not all zero
   int32_t members[kMostFeatures];
   int32_t first_target;
 };
 
-// Describes the layers to come, several ahead: one warp's work, so that the others meet nothing but slices. While layer
-// l is computed it writes the slices of l + 2, asks for the runs of l + 4 and for the record of l + 6.
+// Describes the layers to come: one warp's work, so that the others meet nothing but slices. Two layers before it
+// describes one it asks for its runs, and two before that for its record.
 class Clerk {
  public:
   __device__ Clerk(const ResidentStep& step, BlockState& state, Slice* slices, int most_slices)
@@ -76,20 +82,19 @@ class Clerk {
 
   __device__ void begin() {
     const int first = step_.first_layer;
-    for (int l = first; l < first + 6; ++l) ask_record(l);
+    for (int l = first; l < first + kDescribed + 4; ++l) ask_record(l);
     arrive<0>();
-    for (int l = first; l < first + 4; ++l) ask_runs(l);
+    for (int l = first; l < first + kDescribed + 2; ++l) ask_runs(l);
     arrive<0>();
-    describe(first);
-    describe(first + 1);
+    for (int l = first; l < first + kDescribed; ++l) describe(l);
   }
 
   __device__ void advance(int l) {
     finish_copies<1>();
     __syncwarp();
-    describe(l + 2);
-    ask_runs(l + 4);
-    ask_record(l + 6);
+    describe(l + kDescribed);
+    ask_runs(l + kDescribed + 2);
+    ask_record(l + kDescribed + 4);
     close_copies();
   }
 
@@ -103,15 +108,15 @@ class Clerk {
 
   __device__ void ask_record(int l) {
     if (l < step_.end_layer && lane_ < kLayerFields) {
-      copy_async<8>(reinterpret_cast<int64_t*>(&state_.records[l % kHeads]) + lane_,
+      copy_async<8>(reinterpret_cast<int64_t*>(&state_.records[l % kLayers]) + lane_,
                     reinterpret_cast<const int64_t*>(layers_ + l) + lane_);
     }
   }
 
   __device__ void ask_runs(int l) {
     if (l >= step_.end_layer) return;
-    const PlanLayer& record = state_.records[l % kHeads];
-    int64_t* target = reinterpret_cast<int64_t*>(state_.runs[l % kRings]);
+    const PlanLayer& record = state_.records[l % kLayers];
+    int64_t* target = reinterpret_cast<int64_t*>(state_.runs[l % kLayers]);
     const int64_t* source = reinterpret_cast<const int64_t*>(runs_ + record.first_run);
     for (int field = lane_; field < static_cast<int>(record.runs) * kRunFields; field += 32) {
       copy_async<8>(target + field, source + field);
@@ -120,24 +125,23 @@ class Clerk {
 
   __device__ void describe(int l) {
     if (l >= step_.end_layer) return;
-    const PlanLayer& record = state_.records[l % kHeads];
-    Slice* slices = slices_ + l % kRings * most_slices_;
+    const PlanLayer& record = state_.records[l % kLayers];
+    Slice* slices = slices_ + l % kLayers * most_slices_;
     int first = 0;  // slice of the run
     for (int r = 0; r < static_cast<int>(record.runs); ++r) {
-      const PlanRun& run = state_.runs[l % kRings][r];
+      const PlanRun& run = state_.runs[l % kLayers][r];
       const int groups = static_cast<int>(run.groups), outputs = static_cast<int>(run.group_outputs);
       const int chunks = static_cast<int>(run.edges) / kEdgeChunk;
       const int count = (groups + kSliceGroups - 1) / kSliceGroups * outputs;
       for (int s = lane_; s < count; s += 32) {
         const int group = s / outputs * kSliceGroups, width = min(kSliceGroups, groups - group);
+        const int64_t before = static_cast<int64_t>(group) * chunks;  // chunks of the run
         Slice slice;
-        const int64_t offset = static_cast<int64_t>(group) * chunks;  // of its first chunk in the run
-        slice.indices = reinterpret_cast<const uint2*>(step_.words + run.index_offset) + offset;
-        slice.values =
-            run.value_offset < 0 ? nullptr : reinterpret_cast<const float4*>(step_.words + run.value_offset) + offset;
+        slice.indices = static_cast<uint32_t>(run.index_offset / kWordAlignment + before / 2);
+        slice.values = run.value_offset < 0 ? 0 : static_cast<uint32_t>(run.value_offset / kWordAlignment + before);
         slice.value = static_cast<float>(run.value);
-        slice.first_slot = static_cast<int>(run.first_slot) + group * outputs + s % outputs * width;
-        slice.width = width;
+        slice.first_slot = static_cast<uint32_t>(run.first_slot + group * outputs + s % outputs * width);
+        slice.last_lane = width - 1;
         slice.chunks = chunks;
         slices[first + s] = slice;
       }
@@ -146,8 +150,8 @@ class Clerk {
     if (lane_ == 0) {
       const float* biases =
           record.bias_offset < 0 ? nullptr : reinterpret_cast<const float*>(step_.words) + record.bias_offset;
-      state_.heads[l % kRings] = {first, static_cast<int>(record.outputs), record.prunable != 0,
-                                  static_cast<float>(record.bias), biases};
+      state_.heads[l % kLayers] = {first, static_cast<int>(record.outputs), record.prunable != 0,
+                                   static_cast<float>(record.bias), biases};
     }
   }
 
@@ -160,43 +164,92 @@ class Clerk {
   int lane_;
 };
 
-// Up to kPieceChunks chunks of a slice's rows, as a lane meets them.
-struct Piece {
-  const uint2* indices = nullptr;
-  const float4* values = nullptr;
-  float value = 0;
-  int stride = 0;
-  int chunks = 0;
-
-  __device__ static Piece of(const Slice& slice, int first_chunk) {
-    const int lane = min(static_cast<int>(threadIdx.x % 32), slice.width - 1);  // those past the last do as the last
-    const int64_t offset = static_cast<int64_t>(first_chunk) * slice.width + lane;
-    return {slice.indices + offset, slice.values ? slice.values + offset : nullptr, slice.value, slice.width,
-            min(kPieceChunks, slice.chunks - first_chunk)};
-  }
+// A piece is up to kPieceChunks chunks of a slice. This is where one lies in shared memory, [chunk][width].
+struct alignas(16) Slot {
+  uint2 indices[kPieceChunks * 32];
+  float4 values[kPieceChunks * 32];
+  float biases[32];
 };
 
-// The edges of a piece. They are on their way from device memory while the piece before is multiplied.
-struct Edges {
-  uint2 indices[kPieceChunks];
-  float4 values[kPieceChunks];
+// Brings a warp's pieces into shared memory, several ahead, across layers.
+class Supply {
+ public:
+  __device__ Supply(const ResidentStep& step, const BlockState& state, const Slice* slices, int most_slices,
+                    Slot* slots, int slot_count, int warp, int warps)
+      : step_(step),
+        state_(state),
+        slices_(slices),
+        most_slices_(most_slices),
+        slots_(slots),
+        slot_count_(slot_count),
+        warps_(warps),
+        warp_(warp),
+        layer_(step.first_layer),
+        slice_(warp) {}
 
-  // Asks for two chunks. Where there is but one, the second repeats its inputs with weight 0.
-  __device__ __forceinline__ void ask(const Piece& piece, int chunk) {
-    if (chunk >= piece.chunks) return;
-#pragma unroll
-    for (int k = chunk; k < chunk + 2; ++k) {
-      const bool there = k < piece.chunks;
-      indices[k] = __ldg(piece.indices + (there ? k : chunk) * piece.stride);
-      if (!there) {
-        values[k] = make_float4(0, 0, 0, 0);
-      } else if (piece.values) {
-        values[k] = __ldg(piece.values + k * piece.stride);
-      } else {
-        values[k] = make_float4(piece.value, piece.value, piece.value, piece.value);
-      }
-    }
+  // Starts what there is room for and what is described while layer `l` is computed.
+  __device__ void fill(int l) {
+    while (asked_ - taken_ < slot_count_ - 1 && find_slice(l)) ask();
   }
+
+  // The next piece. All lanes must be through with the one before.
+  __device__ const Slot& take(int l) {
+    switch (asked_ - taken_) {
+      case 0:
+        fill(l);
+        finish_copies<0>();
+        break;
+      case 1:
+        finish_copies<0>();
+        break;
+      case 2:
+        finish_copies<1>();
+        break;
+      default:
+        finish_copies<2>();
+    }
+    __syncwarp();
+    return slots_[taken_++ % slot_count_];
+  }
+
+ private:
+  // Goes to the next slice that has no piece yet. Returns whether there is one.
+  __device__ bool find_slice(int l) {
+    for (; layer_ < step_.end_layer && layer_ < l + kDescribed; ++layer_, slice_ = warp_) {
+      if (slice_ < state_.heads[layer_ % kLayers].slices) return true;
+    }
+    return false;
+  }
+
+  __device__ void ask() {
+    const Slice slice = slices_[layer_ % kLayers * most_slices_ + slice_];
+    Slot& slot = slots_[asked_++ % slot_count_];
+    const int lane = threadIdx.x % 32, width = slice.width();
+    const int chunks = min(kPieceChunks, static_cast<int>(slice.chunks) - chunk_);
+    const uint4* plan = reinterpret_cast<const uint4*>(step_.words);
+    const uint4* indices = plan + slice.indices + chunk_ * width / 2;
+    for (int k = lane; k < (chunks * width + 1) / 2; k += 32) {
+      copy_async<16>(reinterpret_cast<uint4*>(slot.indices) + k, indices + k);
+    }
+    if (slice.values) {
+      const uint4* values = plan + slice.values + chunk_ * width;
+      for (int k = lane; k < chunks * width; k += 32) copy_async<16>(slot.values + k, values + k);
+    }
+    const float* biases = state_.heads[layer_ % kLayers].biases;
+    if (biases && lane < width) copy_async<4>(slot.biases + lane, biases + slice.first_slot + lane);
+    close_copies();
+    chunk_ += kPieceChunks;
+    if (chunk_ >= static_cast<int>(slice.chunks)) chunk_ = 0, slice_ += warps_;
+  }
+
+  const ResidentStep& step_;
+  const BlockState& state_;
+  const Slice* slices_;
+  int most_slices_;
+  Slot* slots_;
+  int slot_count_, warps_, warp_;
+  int layer_, slice_, chunk_ = 0;  // of the next piece to ask for
+  int asked_ = 0, taken_ = 0;      // pieces
 };
 
 template <int kVector>
@@ -204,120 +257,79 @@ struct alignas(kVector * sizeof(float)) Vector {
   float x[kVector];
 };
 
-template <int kVector>
-__device__ __forceinline__ void multiply_add(float weight, const Vector<kVector>& features, float (&sums)[kVector]) {
+// The edges of kChunks chunks of a lane's output.
+template <int kVector, int kChunks>
+__device__ __forceinline__ void multiply(const uint2* indices, const float4* values, float value, int width,
+                                         const Vector<kVector>* in, float (&sums)[kVector]) {
+  uint2 index[kChunks];
+  float4 weight[kChunks];
+  Vector<kVector> features[kChunks][kEdgeChunk];
 #pragma unroll
-  for (int v = 0; v < kVector; ++v) sums[v] = fmaf(weight, features.x[v], sums[v]);
-}
-
-template <int kVector>
-__device__ __forceinline__ void multiply_chunk(const uint2& indices, const float4& values, const Vector<kVector>* in,
-                                               float (&sums)[kVector]) {
-  Vector<kVector> features[kEdgeChunk];
-#pragma unroll
-  for (int edge = 0; edge < kEdgeChunk; ++edge) features[edge] = in[index_of(indices, edge)];
-  multiply_add(values.x, features[0], sums);
-  multiply_add(values.y, features[1], sums);
-  multiply_add(values.z, features[2], sums);
-  multiply_add(values.w, features[3], sums);
-}
-
-// The layers of a tile of kVector features, from `in`, as one of the warps that multiply sees them. Activations stand
-// in shared memory as [neuron][kVector].
-template <int kVector>
-class Worker {
- public:
-  __device__ Worker(const ResidentStep& step, BlockState& state, const Slice* slices, int most_slices)
-      : step_(step),
-        state_(state),
-        slices_(slices),
-        most_slices_(most_slices),
-        warp_(threadIdx.x / 32),
-        warps_(blockDim.x / 32 - 1) {}
-
-  // The first layer's slices must be there.
-  __device__ void begin() { ask_first(step_.first_layer); }
-
-  // Returns a bit for each feature that this lane's outputs leave active.
-  __device__ uint32_t compute(int l, const Vector<kVector>* in, Vector<kVector>* out) {
-    const Head head = state_.heads[l % kRings];
-    if (warp_ >= head.slices) ask_first(l + 1);
-    uint32_t active = 0;
-    for (int s = warp_; s < head.slices; s += warps_) {
-      const Slice& slice = slice_at(l, s);
-      const int slot = slice.first_slot + static_cast<int>(threadIdx.x % 32);
-      float sums[2][kVector];  // of even and of odd chunks: half as long to wait
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) sums[0][v] = start_, sums[1][v] = 0;
-      for (int first = 0; first < slice.chunks || first == 0; first += kPieceChunks) {
-        multiply(slice.chunks - first, piece_after(l, s, first + kPieceChunks), in, sums);
-      }
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) sums[0][v] += sums[1][v];
-      step_.scale.clip(sums[0]);
-      if (threadIdx.x % 32 < slice.width) {
-        Vector<kVector> result;
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) {
-          result.x[v] = sums[0][v];
-          active |= static_cast<uint32_t>((__float_as_uint(sums[0][v]) << 1) != 0) << v;  // -0.0 is zero
-        }
-        out[slot] = result;
-      }
-    }
-    return active;
+  for (int k = 0; k < kChunks; ++k) {
+    index[k] = indices[k * width];
+    weight[k] = values ? values[k * width] : make_float4(value, value, value, value);
   }
-
- private:
-  __device__ const Slice& slice_at(int l, int s) const { return slices_[l % kRings * most_slices_ + s]; }
-
-  // What this warp computes after its piece of layer l and slice s that ends before `chunk`. Fetches the bias, too,
-  // where it begins a slice: the sums of the one in work have started.
-  __device__ Piece piece_after(int l, int s, int chunk) {
-    const Slice& slice = slice_at(l, s);
-    if (chunk < slice.chunks) return Piece::of(slice, chunk);
-    if (s + warps_ < state_.heads[l % kRings].slices) return first_piece(l, s + warps_);
-    return l + 1 < step_.end_layer && warp_ < state_.heads[(l + 1) % kRings].slices ? first_piece(l + 1, warp_)
-                                                                                    : Piece{};
-  }
-
-  __device__ Piece first_piece(int l, int s) {
-    const Slice& slice = slice_at(l, s);
-    const Head& head = state_.heads[l % kRings];
-    const int lane = min(static_cast<int>(threadIdx.x % 32), slice.width - 1);
-    start_ = (head.biases ? __ldg(head.biases + slice.first_slot + lane) : head.bias) * step_.scale.per_unit;
-    return Piece::of(slice, 0);
-  }
-
-  // Asks for what this warp begins a layer with.
-  __device__ void ask_first(int l) {
-    if (l >= step_.end_layer || warp_ >= state_.heads[l % kRings].slices) return;
-    const Piece piece = first_piece(l, warp_);
 #pragma unroll
-    for (int chunk = 0; chunk < kPieceChunks; chunk += 2) edges_.ask(piece, chunk);
-  }
-
-  // Multiplies the chunks of the piece at hand and asks for the next piece's in their places.
-  __device__ __forceinline__ void multiply(int chunks, const Piece& next, const Vector<kVector>* in,
-                                           float (&sums)[2][kVector]) {
+  for (int k = 0; k < kChunks; ++k) {
 #pragma unroll
-    for (int chunk = 0; chunk < kPieceChunks; chunk += 2) {
-      if (chunk < chunks) {
-        multiply_chunk(edges_.indices[chunk], edges_.values[chunk], in, sums[0]);
-        multiply_chunk(edges_.indices[chunk + 1], edges_.values[chunk + 1], in, sums[1]);
-      }
-      edges_.ask(next, chunk);
+    for (int edge = 0; edge < kEdgeChunk; ++edge) features[k][edge] = in[index_of(index[k], edge)];
+  }
+#pragma unroll
+  for (int k = 0; k < kChunks; ++k) {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      sums[v] = fmaf(weight[k].x, features[k][0].x[v], sums[v]);
+      sums[v] = fmaf(weight[k].y, features[k][1].x[v], sums[v]);
+      sums[v] = fmaf(weight[k].z, features[k][2].x[v], sums[v]);
+      sums[v] = fmaf(weight[k].w, features[k][3].x[v], sums[v]);
     }
   }
+}
 
-  const ResidentStep& step_;
-  BlockState& state_;
-  const Slice* slices_;
-  int most_slices_;
-  int warp_, warps_;
-  float start_ = 0;  // the bias of this lane's output of the piece at hand
-  Edges edges_;
-};
+// One of the warps that multiply: computes its outputs of layer l for kVector features, from `in` to `out`, which hold
+// activations as [neuron][kVector]. Returns a bit for each feature that this lane's outputs leave active.
+template <int kVector>
+__device__ uint32_t compute_layer(const ResidentStep& step, const Head& head, const Slice* slices, int l,
+                                  Supply& supply, int warp, int warps, const Vector<kVector>* in,
+                                  Vector<kVector>* out) {
+  const int lane = threadIdx.x % 32;
+  uint32_t active = 0;
+  supply.fill(l);
+  for (int s = warp; s < head.slices; s += warps) {
+    const Slice slice = slices[s];
+    const int width = slice.width(), row = min(lane, static_cast<int>(slice.last_lane));  // more do as the last does
+    float sums[kVector];
+    for (int left = slice.chunks, first = 1; first || left > 0; left -= kPieceChunks, first = 0) {
+      const Slot& slot = supply.take(l);
+      if (first) {
+        const float start = (head.biases ? slot.biases[row] : head.bias) * step.scale.per_unit;
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) sums[v] = start;
+      }
+      const uint2* indices = slot.indices + row;
+      const float4* values = slice.values ? slot.values + row : nullptr;
+      int chunks = min(left, kPieceChunks);
+      for (; chunks >= 4; chunks -= 4, indices += 4 * width, values += slice.values ? 4 * width : 0) {
+        multiply<kVector, 4>(indices, values, slice.value, width, in, sums);
+      }
+      for (; chunks > 0; --chunks, indices += width, values += slice.values ? width : 0) {
+        multiply<kVector, 1>(indices, values, slice.value, width, in, sums);
+      }
+      supply.fill(l);
+    }
+    step.scale.clip(sums);
+    if (lane == row) {
+      Vector<kVector> result;
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) {
+        result.x[v] = sums[v];
+        active |= static_cast<uint32_t>((__float_as_uint(sums[v]) << 1) != 0) << v;  // -0.0 is zero
+      }
+      out[slice.first_slot + lane] = result;
+    }
+  }
+  return active;
+}
 
 __device__ __forceinline__ int64_t id_of(const ResidentStep& step, int64_t place) {
   return step.ids ? step.ids[place] : place;
@@ -370,16 +382,39 @@ __device__ void store_tile(const ResidentStep& step, int64_t first, int width, u
   }
 }
 
+// How a block's shared memory is laid out.
+struct Room {
+  int workers;      // warps that multiply
+  int most_slices;  // of a layer
+  int slots;        // of a worker
+  int features;     // of a block, at most
+
+  __host__ __device__ int64_t slot_bytes() const { return static_cast<int64_t>(workers) * slots * sizeof(Slot); }
+  __host__ __device__ int64_t slice_bytes() const {
+    return static_cast<int64_t>(kLayers) * most_slices * sizeof(Slice);
+  }
+  // Of one of the two buffers of activations.
+  __host__ __device__ int64_t buffer_floats(int64_t width) const { return (width * features + 3) / 4 * 4; }
+  int64_t bytes(int64_t width) const {
+    return slot_bytes() + slice_bytes() + 2 * buffer_floats(width) * static_cast<int64_t>(sizeof(float));
+  }
+};
+
 template <int kVector>
-__device__ void run_tile(const ResidentStep& step, int64_t first, int64_t count, BlockState& state, float* buffers,
-                         Slice* slices, int most_slices) {
-  const bool is_clerk = threadIdx.x >= blockDim.x - 32;
+__device__ void run_tile(const ResidentStep& step, const Room& room, int64_t first, int64_t count, BlockState& state,
+                         char* shared) {
+  Slot* slots = reinterpret_cast<Slot*>(shared);
+  Slice* slices = reinterpret_cast<Slice*>(shared + room.slot_bytes());
+  float* in = reinterpret_cast<float*>(shared + room.slot_bytes() + room.slice_bytes());
+  float* out = in + room.buffer_floats(step.max_width);
+  const int warp = threadIdx.x / 32;
+  const bool is_clerk = warp == room.workers;
   const int64_t present = min(static_cast<int64_t>(kVector), count - first);
   const uint32_t used = (1u << present) - 1;
-  float *in = buffers, *out = buffers + step.max_width * kVector;
-  Clerk clerk(step, state, slices, most_slices);
+  Clerk clerk(step, state, slices, room.most_slices);
+  Supply supply(step, state, slices, room.most_slices, slots + warp * room.slots, room.slots, warp, room.workers);
   if (is_clerk) clerk.begin();
-  if (threadIdx.x < kRings) state.active_words[threadIdx.x] = 0;
+  if (threadIdx.x < kLayers) state.active_words[threadIdx.x] = 0;
   if (threadIdx.x < kVector) {
     const bool counts = threadIdx.x < present;
     state.members[threadIdx.x] = counts && step.members ? step.members[id_of(step, first + threadIdx.x)] : counts;
@@ -387,27 +422,24 @@ __device__ void run_tile(const ResidentStep& step, int64_t first, int64_t count,
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
   load_features<kVector>(step, first, count, static_cast<int>(__ldg(&layers[step.first_layer].inputs)), in);
   __syncthreads();
-  Worker<kVector> worker(step, state, slices, most_slices);
-  if (!is_clerk) worker.begin();
   uint32_t active = 0;
   for (int l = step.first_layer; l < step.end_layer; ++l) {
-    uint32_t* word = &state.active_words[l % kRings];
-    const bool asked = step.active || l + 1 == step.end_layer;
+    uint32_t* word = &state.active_words[l % kLayers];
     if (is_clerk) {
       clerk.advance(l);
     } else {
-      uint32_t mine =
-          worker.compute(l, reinterpret_cast<const Vector<kVector>*>(in), reinterpret_cast<Vector<kVector>*>(out));
-      if (asked) {
+      uint32_t mine = compute_layer<kVector>(step, state.heads[l % kLayers], slices + l % kLayers * room.most_slices, l,
+                                             supply, warp, room.workers, reinterpret_cast<const Vector<kVector>*>(in),
+                                             reinterpret_cast<Vector<kVector>*>(out));
+      if (step.active || l + 1 == step.end_layer) {
         mine = __reduce_or_sync(0xFFFFFFFFu, mine);
         if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
       }
     }
     __syncthreads();
     active = *word & used;
-    // Read by all before the barrier above, two layers ago, and written after the next but one.
     if (threadIdx.x == 0) {
-      state.active_words[(l + 2) % kRings] = 0;
+      state.active_words[(l + 2) % kLayers] = 0;  // all have read it, six layers ago
       if (step.active && active) {
         int32_t sum = 0;
         for (int v = 0; v < kVector; ++v) sum += active >> v & 1u ? state.members[v] : 0;
@@ -417,7 +449,7 @@ __device__ void run_tile(const ResidentStep& step, int64_t first, int64_t count,
     float* swap = in;
     in = out, out = swap;
   }
-  const Head head = state.heads[(step.end_layer - 1) % kRings];
+  const Head head = state.heads[(step.end_layer - 1) % kLayers];
   if (!step.target) {
     store_results<kVector>(step, first, active, in);
   } else if (const uint32_t kept = head.prunable ? active : used) {
@@ -428,23 +460,20 @@ __device__ void run_tile(const ResidentStep& step, int64_t first, int64_t count,
 
 // Few features are spread over all blocks.
 __global__ void __launch_bounds__((kMostWorkers + 1) * 32)
-    chain_kernel(const __grid_constant__ ResidentStep step, int most_slices, int64_t most_features) {
-  extern __shared__ __align__(16) float shared[];
+    chain_kernel(const __grid_constant__ ResidentStep step, Room room, int64_t most_features) {
+  extern __shared__ __align__(16) char shared[];
   __shared__ BlockState state;
-  const int64_t count = step.count ? *step.count : step.features;
+  const int64_t count = step.count ? *step.count : step.features, blocks = gridDim.x;
   if (count > most_features) return;
-  Slice* slices = reinterpret_cast<Slice*>(shared);
-  float* buffers = shared + kRings * most_slices * (sizeof(Slice) / sizeof(float));
   const auto run = [&](auto vector) {
     constexpr int kVector = decltype(vector)::value;
-    for (int64_t first = static_cast<int64_t>(blockIdx.x) * kVector; first < count;
-         first += static_cast<int64_t>(gridDim.x) * kVector) {
-      run_tile<kVector>(step, first, count, state, buffers, slices, most_slices);
+    for (int64_t first = blockIdx.x * kVector; first < count; first += blocks * kVector) {
+      run_tile<kVector>(step, room, first, count, state, shared);
     }
   };
-  if (count <= gridDim.x) {
+  if (count <= blocks || room.features == 1) {
     run(std::integral_constant<int, 1>{});
-  } else if (count <= 2 * static_cast<int64_t>(gridDim.x)) {
+  } else if (count <= 2 * blocks || room.features == 2) {
     run(std::integral_constant<int, 2>{});
   } else {
     run(std::integral_constant<int, kMostFeatures>{});
@@ -452,20 +481,30 @@ __global__ void __launch_bounds__((kMostWorkers + 1) * 32)
 }
 
 struct Launch {
+  Room room{};
   int threads = 0;
-  int most_slices = 0;
   int64_t shared = 0;
   int64_t blocks = 0;  // that the device holds at a time
 };
 
+// Rather more features than more slots: they share the weights.
 cudaError_t launch_for(const PlanView& plan, int64_t first_layer, int64_t end_layer, Launch* launch) {
+  DeviceLimits limits;
+  if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
   int64_t width = 0;
   for (int64_t l = first_layer; l < end_layer; ++l) {
     width = std::max({width, plan.layers[l].inputs, plan.layers[l].outputs});
   }
-  launch->most_slices = static_cast<int>(most_slices(plan, first_layer, end_layer));
-  launch->threads = 32 * (std::min(launch->most_slices, kMostWorkers) + 1);
-  launch->shared = kRings * launch->most_slices * sizeof(Slice) + 2 * width * kMostFeatures * sizeof(float);
+  const int slices = static_cast<int>(most_slices(plan, first_layer, end_layer));
+  launch->room = {std::min(slices, kMostWorkers), slices, kMostSlots, kMostFeatures};
+  const auto fits = [&] {
+    return launch->room.bytes(width) + static_cast<int64_t>(sizeof(BlockState)) <= limits.block_shared_bytes;
+  };
+  if (!fits()) launch->room.slots = kFewestSlots;
+  while (!fits() && launch->room.features > 1) launch->room.features /= 2;
+  while (!fits() && launch->room.workers > 1) --launch->room.workers;
+  launch->threads = 32 * (launch->room.workers + 1);
+  launch->shared = launch->room.bytes(width);
   return resident_block_count(chain_kernel, launch->threads, launch->shared, &launch->blocks);
 }
 
@@ -489,7 +528,7 @@ const char* check_chain(const PlanView& plan, int64_t first_layer, int64_t end_l
 cudaError_t chain_features(const PlanView& plan, int64_t first_layer, int64_t end_layer, int64_t* features) {
   Launch launch;
   const cudaError_t error = launch_for(plan, first_layer, end_layer, &launch);
-  *features = launch.blocks * kMostFeatures;
+  *features = launch.blocks * launch.room.features;
   return error;
 }
 
@@ -499,7 +538,7 @@ cudaError_t launch_chain(const ResidentStep& step, const PlanView& plan, int64_t
     return error;
   }
   const int64_t blocks = std::min(launch.blocks, std::min(step.features, most_features));
-  chain_kernel<<<static_cast<unsigned>(blocks), launch.threads, launch.shared, stream>>>(step, launch.most_slices,
+  chain_kernel<<<static_cast<unsigned>(blocks), launch.threads, launch.shared, stream>>>(step, launch.room,
                                                                                          most_features);
   return cudaGetLastError();
 }
