@@ -45,6 +45,14 @@ struct Head {
   const float* biases;  // of each slot; null: `bias` for all
 };
 
+int64_t widest(const PlanView& plan, int64_t first_layer, int64_t end_layer) {
+  int64_t width = 0;
+  for (int64_t l = first_layer; l < end_layer; ++l) {
+    width = std::max({width, plan.layers[l].inputs, plan.layers[l].outputs});
+  }
+  return width;
+}
+
 int64_t slices_of(const PlanRun& run) { return (run.groups + kSliceGroups - 1) / kSliceGroups * run.group_outputs; }
 
 int64_t most_slices(const PlanView& plan, int64_t first_layer, int64_t end_layer) {
@@ -480,32 +488,18 @@ __global__ void __launch_bounds__((kMostWorkers + 1) * 32)
   }
 }
 
-struct Launch {
-  Room room{};
-  int threads = 0;
-  int64_t shared = 0;
-  int64_t blocks = 0;  // that the device holds at a time
-};
-
 // Rather more features than more slots: they share the weights.
-cudaError_t launch_for(const PlanView& plan, int64_t first_layer, int64_t end_layer, Launch* launch) {
-  DeviceLimits limits;
-  if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
-  int64_t width = 0;
-  for (int64_t l = first_layer; l < end_layer; ++l) {
-    width = std::max({width, plan.layers[l].inputs, plan.layers[l].outputs});
-  }
+Room room_for(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
+  const int64_t width = widest(plan, first_layer, end_layer);
   const int slices = static_cast<int>(most_slices(plan, first_layer, end_layer));
-  launch->room = {std::min(slices, kMostWorkers), slices, kMostSlots, kMostFeatures};
+  Room room{std::min(slices, kMostWorkers), slices, kMostSlots, kMostFeatures};
   const auto fits = [&] {
-    return launch->room.bytes(width) + static_cast<int64_t>(sizeof(BlockState)) <= limits.block_shared_bytes;
+    return room.bytes(width) + static_cast<int64_t>(sizeof(BlockState)) <= limits.block_shared_bytes;
   };
-  if (!fits()) launch->room.slots = kFewestSlots;
-  while (!fits() && launch->room.features > 1) launch->room.features /= 2;
-  while (!fits() && launch->room.workers > 1) --launch->room.workers;
-  launch->threads = 32 * (launch->room.workers + 1);
-  launch->shared = launch->room.bytes(width);
-  return resident_block_count(chain_kernel, launch->threads, launch->shared, &launch->blocks);
+  if (!fits()) room.slots = kFewestSlots;
+  while (!fits() && room.features > 1) room.features /= 2;
+  while (!fits() && room.workers > 1) --room.workers;
+  return room;
 }
 
 }  // namespace
@@ -526,20 +520,23 @@ const char* check_chain(const PlanView& plan, int64_t first_layer, int64_t end_l
 }
 
 cudaError_t chain_features(const PlanView& plan, int64_t first_layer, int64_t end_layer, int64_t* features) {
-  Launch launch;
-  const cudaError_t error = launch_for(plan, first_layer, end_layer, &launch);
-  *features = launch.blocks * launch.room.features;
-  return error;
+  DeviceLimits limits;
+  if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
+  *features = static_cast<int64_t>(limits.multiprocessors) * room_for(plan, first_layer, end_layer, limits).features;
+  return cudaSuccess;
 }
 
 cudaError_t launch_chain(const ResidentStep& step, const PlanView& plan, int64_t most_features, cudaStream_t stream) {
-  Launch launch;
-  if (const cudaError_t error = launch_for(plan, step.first_layer, step.end_layer, &launch); error != cudaSuccess) {
-    return error;
-  }
-  const int64_t blocks = std::min(launch.blocks, std::min(step.features, most_features));
-  chain_kernel<<<static_cast<unsigned>(blocks), launch.threads, launch.shared, stream>>>(step, launch.room,
-                                                                                         most_features);
+  DeviceLimits limits;
+  cudaError_t error = read_device_limits(&limits);
+  if (error != cudaSuccess) return error;
+  const Room room = room_for(plan, step.first_layer, step.end_layer, limits);
+  const int threads = 32 * (room.workers + 1);
+  const int64_t shared = room.bytes(step.max_width);
+  int64_t resident_blocks = 0;
+  if ((error = resident_block_count(chain_kernel, threads, shared, &resident_blocks)) != cudaSuccess) return error;
+  const int64_t blocks = std::min({resident_blocks, step.features, most_features});
+  chain_kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(step, room, most_features);
   return cudaGetLastError();
 }
 

@@ -14,7 +14,7 @@ namespace spdnn::cuda {
 // What is wrong with layers that are to be a chain, or null.
 const char* check_chain(const PlanView& plan, int64_t first_layer, int64_t end_layer);
 
-// Features that all multiprocessors together hold at a time: up to so many a chain is the faster family.
+// Features of which each multiprocessor has one block: up to so many a chain is the faster family.
 cudaError_t chain_features(const PlanView& plan, int64_t first_layer, int64_t end_layer, int64_t* features);
 
 // The kernel leaves everything as it is where more than `most_features` are in work.
