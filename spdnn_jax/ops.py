@@ -2,7 +2,7 @@
 
 import functools
 from types import EllipsisType
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ Backend = Literal["auto", "xla"]
 """`auto`: the native back end of the platform where there is one; `xla`: plain XLA operations."""
 
 
-COMPILER_OPTIONS = {"xla_gpu_graph_min_graph_size": 1}
+COMPILER_OPTIONS: dict[str, Any] = {"xla_gpu_graph_min_graph_size": 1}
 """For the outermost `jax.jit` or `compile` of a program that calls a plan again and again on a GPU: XLA then replays a
 call's launches as one CUDA graph, where it would queue them one by one. Other devices take no notice."""
 

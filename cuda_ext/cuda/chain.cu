@@ -41,6 +41,7 @@ struct Head {
   int slices;
   int outputs;
   bool prunable;
+  Bounds bounds;
   float bias;
   const float* biases;  // of each slot; null: `bias` for all
 };
@@ -158,8 +159,12 @@ class Clerk {
     if (lane_ == 0) {
       const float* biases =
           record.bias_offset < 0 ? nullptr : reinterpret_cast<const float*>(step_.words) + record.bias_offset;
-      state_.heads[l % kLayers] = {first, static_cast<int>(record.outputs), record.prunable != 0,
-                                   static_cast<float>(record.bias), biases};
+      state_.heads[l % kLayers] = {first,
+                                   static_cast<int>(record.outputs),
+                                   record.prunable != 0,
+                                   step_.scale.bounds(record),
+                                   static_cast<float>(record.bias),
+                                   biases};
     }
   }
 
@@ -325,7 +330,7 @@ __device__ uint32_t compute_layer(const ResidentStep& step, const Head& head, co
       }
       supply.fill(l);
     }
-    step.scale.clip(sums);
+    head.bounds.clip(sums);
     if (lane == row) {
       Vector<kVector> result;
 #pragma unroll
