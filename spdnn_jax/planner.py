@@ -25,7 +25,7 @@ _CODES: dict[Action, int] = {  # as in cuda/network.h
     "chain": 5,
     "chain or resident": 6,
 }
-_FUSING: tuple[Action, ...] = ("resident", "chain", "chain or resident")  # many layers in a launch
+_FUSING: tuple[Action, ...] = ("resident", "chain")  # many layers in a launch
 
 RESIDENT_WIDTH = 16384
 """Widest layer that `auto` keeps resident: two features of it take 128 KiB of a multiprocessor's shared memory, and its
@@ -151,12 +151,14 @@ def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = 
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
     families, reason = _choose_families(table, kernel, narrow_input)
     searches = _searches(table) if table.header["merge_features"] else set()
+    chained = _chained_when_few(table) if kernel == "auto" else np.zeros(len(families), bool)
     steps: list[Step] = []
     for first, end in _stretches(families, searches):
         if first in searches:
             steps.append(Step("equal features", first, first))
         if families[first] in _FUSING:
-            steps += [Step(families[first], *part) for part in _resident_launches(_widths(table), first, end)]
+            for part in _resident_launches(_widths(table), first, end):
+                steps.append(Step("chain or resident" if chained[slice(*part)].all() else families[first], *part))
         else:
             steps += [Step(families[first], layer, layer + 1) for layer in range(first, end)]
     return Schedule(tuple(steps), reason)
@@ -181,21 +183,23 @@ def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> tu
     narrow, staged = _widths(table) <= RESIDENT_WIDTH, table.layers["staged_offset"] >= 0
     if narrow_input:
         staged[:1] = False  # `grouped` reads bytes and bits where they lie: so few that sharing them gains nothing
-    chained = _fits_chain(table) & (_outputs_of_group(table) < CHAIN_BELOW)
     families: list[Action] = [
-        ("chain or resident" if chained[layer] else "resident")
-        if narrow[layer]
-        else ("staged" if staged[layer] else "grouped")
-        for layer in range(count)
+        "resident" if narrow[layer] else "staged" if staged[layer] else "grouped" for layer in range(count)
     ]
     reasons = {
-        "chain or resident": f"{RESIDENT_WIDTH} neurons wide at most, outputs share nothing: a chain for few features",
         "resident": f"{RESIDENT_WIDTH} neurons wide at most",
         "staged": f"wider, fewer than {STAGED_BELOW:g} outputs in a row group",
         "grouped": "wider, outputs share their inputs or these are bytes",
     }
     used = [f"{name} for {families.count(name):,} ({why})" for name, why in reasons.items() if name in families]
+    if chained := int(_chained_when_few(table).sum()):
+        used.append(f"of these chain for up to {chained:,} while few features are in work (outputs share nothing)")
     return families, ", ".join(used)
+
+
+def _chained_when_few(table: PlanTable) -> np.ndarray:
+    """Which layers `auto` would rather chain than keep resident, where few features are in work."""
+    return _fits_chain(table) & (_outputs_of_group(table) < CHAIN_BELOW)
 
 
 def _fits_chain(table: PlanTable) -> np.ndarray:

@@ -46,14 +46,6 @@ struct Head {
   const float* biases;  // of each slot; null: `bias` for all
 };
 
-int64_t widest(const PlanView& plan, int64_t first_layer, int64_t end_layer) {
-  int64_t width = 0;
-  for (int64_t l = first_layer; l < end_layer; ++l) {
-    width = std::max({width, plan.layers[l].inputs, plan.layers[l].outputs});
-  }
-  return width;
-}
-
 int64_t slices_of(const PlanRun& run) { return (run.groups + kSliceGroups - 1) / kSliceGroups * run.group_outputs; }
 
 int64_t most_slices(const PlanView& plan, int64_t first_layer, int64_t end_layer) {

@@ -86,6 +86,9 @@ def test_narrow_layers_that_share_nothing_are_chained() -> None:
     alone, shared = random_network(0, [50, 60, 40]), random_network(0, [50, 60, 40], grouped=3)
     assert planner.schedule(build_plan(alone).table).families == ["chain or resident"] * 2
     assert planner.schedule(build_plan(shared).table).families == ["resident"] * 2
+    between = [*alone.layers, *random_network(1, [40, 40], grouped=8).layers, *random_network(2, [40, 30]).layers]
+    families = planner.schedule(build_plan(SparseNetwork(between)).table).families
+    assert families == ["resident"] * 3 + ["chain or resident"], "launches are not cut for a chain's sake"
     with pytest.raises(ValueError, match="this plan is no chain"):
         planner.schedule(build_plan(shared).table, "chain")
     assert planner.schedule(build_plan(shared, kernel="chain").table, "chain").families == ["chain"] * 2
