@@ -84,7 +84,7 @@ def cases() -> list[Case]:
     shared_value = functools.partial(_chain, (100, 160, 50), 12, share=20, one_value=True)
     challenge = functools.partial(radixnet.network, 64, 14)
     searched = functools.partial(_chain, (40,) * 36, 40)
-    mixed = functools.partial(_chain, (60, 70, 4200, 50, 40), 6, share=4)
+    mixed = functools.partial(_chain, (60, 70, 17000, 50, 40), 6, share=4)
     wide = functools.partial(_chain, (70001, 50, 70001, 4), 40)
     forms = ("uint8", "packed", "bool", "float32")
     sizes = sorted({size for tile in _TILES for size in (tile - 1, tile, tile + 1)})

@@ -46,7 +46,7 @@ def test_schedule_covers_all_layers_in_order() -> None:
 
 
 def test_the_planner_looks_at_the_width() -> None:
-    narrow, wide = build_plan(random_network(0, [50, 60])), build_plan(random_network(0, [5000, 6], density=0.01))
+    narrow, wide = build_plan(random_network(0, [50, 60])), build_plan(random_network(0, [17000, 6], density=0.01))
     assert planner.schedule(narrow.table).families == ["chain or resident"]
     assert planner.schedule(wide.table).families == ["staged"]
     assert "staged for 1 (wider, fewer than 2 outputs in a row group)" in wide.summary()
@@ -54,9 +54,9 @@ def test_the_planner_looks_at_the_width() -> None:
 
 def test_a_first_layer_of_bytes_is_not_staged() -> None:
     """Bytes are so few that bringing them through shared memory gains nothing; later layers are what they were."""
-    table = build_plan(random_network(0, [5000, 5001, 6], density=0.01)).table
-    assert planner.schedule(table).families == ["staged", "staged"]
-    assert planner.schedule(table, narrow_input=True).families == ["grouped", "staged"]
+    table = build_plan(random_network(0, [17000, 300, 17000, 6], density=0.01)).table
+    assert planner.schedule(table).families == ["staged"] * 3
+    assert planner.schedule(table, narrow_input=True).families == ["grouped", "staged", "staged"]
 
 
 @pytest.mark.skipif(not _native.has_cuda_library(), reason="built without CUDA")
