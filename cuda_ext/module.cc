@@ -254,10 +254,10 @@ NB_MODULE(_core, module) {
   nb::class_<PlanBuilder>(module, "PlanBuilder")
       .def(
           "__init__",
-          [](PlanBuilder* builder, int threads, double staged_below, int64_t staged_wider_than) {
-            new (builder) PlanBuilder(threads, StagedRule{staged_below, staged_wider_than});
+          [](PlanBuilder* builder, int threads, double staged_below, int64_t staged_wider_than, double single_below) {
+            new (builder) PlanBuilder(threads, LayoutRule{staged_below, staged_wider_than, single_below});
           },
-          nb::arg("threads"), nb::arg("staged_below"), nb::arg("staged_wider_than"))
+          nb::arg("threads"), nb::arg("staged_below"), nb::arg("staged_wider_than"), nb::arg("single_below"))
       .def("add", &add_to_plan, nb::arg("inputs"), nb::arg("indptr"), nb::arg("indices"), nb::arg("values"),
            nb::arg("bias"), nb::arg("lower"), nb::arg("upper"), nb::arg("origin").none() = nb::none())
       .def("finish", &finish, nb::arg("expansion").none() = nb::none(), nb::arg("merge_features") = false);

@@ -22,6 +22,11 @@ Backend = Literal["auto", "xla"]
 """`auto`: the native back end of the platform where there is one; `xla`: plain XLA operations."""
 
 
+COMPILER_OPTIONS: dict[str, Any] = {"xla_gpu_graph_min_graph_size": 1}
+"""For the outermost `jax.jit` or `compile` of a program that calls a plan again and again on a GPU: XLA then replays a
+call's launches as one CUDA graph, where it would queue them one by one. Other devices take no notice."""
+
+
 def _network(plan: Any, y0: Any, backend: Any, *, activations: bool = False, counts: bool = False) -> list[jax.Array]:
     """Looks at what was given, before JAX converts it."""
     plan = as_plan(plan)

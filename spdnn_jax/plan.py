@@ -370,8 +370,13 @@ def _lay_out(
     threads: int,
     progress: Callable[[int], None] | None,
 ) -> np.ndarray:
-    staged_below, staged_wider_than = planner.staged_rule(kernel)
-    builder = core.PlanBuilder(threads=threads, staged_below=staged_below, staged_wider_than=staged_wider_than)
+    rule = planner.layout_rule(kernel)
+    builder = core.PlanBuilder(
+        threads=threads,
+        staged_below=rule.staged_below,
+        staged_wider_than=rule.staged_wider_than,
+        single_below=rule.single_below,
+    )
     if compress == "none":
         for count, (layer, clip) in enumerate(layers, start=1):
             builder.add(**native_arrays(layer, clip, count))

@@ -1,5 +1,6 @@
 """Features spread over a mesh: equal to one device, no needless communication, under jit, scan and pmap."""
 
+import os
 import re
 import subprocess
 import sys
@@ -201,5 +202,12 @@ plan, y0, mesh = build_plan(radixnet.layers(64, 9)), inputs.random(64, 1003, 0.3
 np.testing.assert_array_equal(categories_sharded(plan, y0, mesh), categories(plan, y0))
 print("agreed on", mesh.size)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},  # where there is a GPU, it would be the only device of the mesh
+    )
     assert done.stdout == "agreed on 8\n", done.stderr

@@ -134,7 +134,12 @@ class Emulator:
             seed: Of the order of threads between barriers.
         """
         call = np.asarray([len(y0), _INPUT_TYPES[str(y0.dtype)], activations], np.int64)
-        schedule = planner.schedule(plan.table, plan.kernel) if steps is None else planner.Schedule(tuple(steps), "")
+        narrow = y0.dtype != np.float32
+        schedule = (
+            planner.schedule(plan.table, plan.kernel, narrow_input=narrow)
+            if steps is None
+            else planner.Schedule(tuple(steps), "")
+        )
         files = {
             "records": plan.table.records,
             "words": plan.words,
