@@ -5,6 +5,7 @@ waits and barriers (threads run in random order between barriers), barriers that
 show: speed, the memory model, what the compiler for the GPU makes of the code. `make gpu-check` does.
 """
 
+import fcntl
 import functools
 import re
 import shutil
@@ -55,35 +56,63 @@ class Result:
     active: np.ndarray
 
 
+def build(folder: Path, definition: str = "") -> Path:
+    """Compiles the kernels, once: others who ask for the same folder meanwhile, in other processes, wait.
+
+    Args:
+        folder: Where to; of programs with other definitions, only what differs is compiled again.
+        definition: A macro, as in "NAME=1".
+
+    Returns:
+        The program.
+    """
+    folder.mkdir(exist_ok=True)
+    program = folder / f"emulate{definition}"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            _compile(folder, definition, program)
+    return program
+
+
+def _compile(folder: Path, definition: str, program: Path) -> None:
+    sources = []
+    for path in sorted((_SOURCE / "cuda").iterdir()):
+        if path.suffix in (".cu", ".cuh", ".h") and path.name != "intrinsics.cuh":
+            copy = folder / (path.name + ".cc" if path.suffix == ".cu" else path.name)
+            copy.write_text(_as_cpp(path.read_text()))
+            sources += [copy] if path.suffix == ".cu" else []
+    shutil.copy(_HERE / "intrinsics.cuh", folder)
+    sources += [_HERE / "emulator.cc", _HERE / "main.cc"]
+    options = [*_OPTIONS, f"-I{_HERE}", f"-I{folder}", f"-I{_SOURCE}"]
+
+    def compiled(source: Path) -> Path:
+        """The object of a source, a new one where the definition concerns it."""
+        own = definition if definition and definition.partition("=")[0] in source.read_text() else ""
+        target = folder / f"{source.name}{own}.o"
+        if not target.exists():
+            done = _run("g++", *options, *([f"-D{own}"] if own else []), "-c", source, "-o", target)
+            assert done.returncode == 0, done.stderr
+        return target
+
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(compiled, sources))
+    linked = _run("g++", *options, *objects, "-o", program)
+    assert linked.returncode == 0, linked.stderr
+
+
 class Emulator:
     """The compiled kernels."""
 
-    def __init__(self, folder: Path, definitions: tuple[str, ...] = ()) -> None:
-        """Compiles them.
+    def __init__(self, program: Path, folder: Path) -> None:
+        """Takes them.
 
         Args:
+            program: As `build` returns it.
             folder: An empty folder to work in.
-            definitions: Macros, as in "NAME=1".
         """
+        self._program = program
         self._folder = folder
-        sources = []
-        for path in sorted((_SOURCE / "cuda").iterdir()):
-            if path.suffix in (".cu", ".cuh", ".h") and path.name != "intrinsics.cuh":
-                copy = folder / (path.name + ".cc" if path.suffix == ".cu" else path.name)
-                copy.write_text(_as_cpp(path.read_text()))
-                sources += [copy] if path.suffix == ".cu" else []
-        shutil.copy(_HERE / "intrinsics.cuh", folder)
-        sources += [_HERE / "emulator.cc", _HERE / "main.cc"]
-        options = [*_OPTIONS, *(f"-D{name}" for name in definitions), f"-I{_HERE}", f"-I{folder}", f"-I{_SOURCE}"]
-        objects = [folder / f"{source.name}.o" for source in sources]
-        with ThreadPoolExecutor() as pool:
-            for done in pool.map(
-                lambda pair: _run("g++", *options, "-c", pair[0], "-o", pair[1]), zip(sources, objects, strict=True)
-            ):
-                assert done.returncode == 0, done.stderr
-        self._program = folder / "emulate"
-        linked = _run("g++", *options, *objects, "-o", self._program)
-        assert linked.returncode == 0, linked.stderr
 
     def run(
         self,
