@@ -20,7 +20,7 @@ TEST_BUILD := -C cmake.define.SPDNN_CUDA=$(TEST_CUDA)
 
 PYTHONS = $(shell IFS=:; for folder in $$PATH; do ls $$folder/python3.1[1-9] $$folder/python3.[2-9][0-9]; done 2>/dev/null)
 
-.PHONY: run test examples lint gpu-install gpu-check gpu-bench clean
+.PHONY: run test examples lint docs gpu-install gpu-check gpu-bench clean
 
 run: $(RUN_READY)
 	@$(BIN)/spdnn --flagfile=configs/1024x120.flags
@@ -39,6 +39,10 @@ lint: $(LINT_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'tests/emulator/*.h' 'tests/emulator/*.cc' 'tests/emulator/*.cuh' 'cuda_ext/*.h' 'cuda_ext/*.cc' 'cuda_ext/*.cu' 'cuda_ext/*.cuh')
+
+# The pages, as a site in build/docs; a warning fails. The tests build them, too.
+docs: $(TEST_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # These two run where the GPU is, with that machine's own Python, JAX and nvcc, and without a network. What they install is no
 # editable install but a wheel's content; PYTHONSAFEPATH keeps the source tree from standing before it.

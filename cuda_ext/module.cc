@@ -7,6 +7,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+#include <signal.h>
+#include <unistd.h>
 
 #include <memory>
 #include <optional>
@@ -198,6 +200,25 @@ std::tuple<Vector<int32_t>, Vector<int32_t>, Vector<float>, int64_t> parse_table
           to_numpy(std::move(table.third), rows), table.bytes};
 }
 
+// Where the process aborts, it says this there, and exits with 1.
+struct LastWords {
+  int descriptor = 2;
+  std::string text;
+};
+
+LastWords last_words;
+
+void say_last_words(int) {
+  const ssize_t written = write(last_words.descriptor, last_words.text.data(), last_words.text.size());
+  _exit(written < 0 ? 2 : 1);
+}
+
+void end_on_abort(int descriptor, const std::string& text) {
+  signal(SIGABRT, SIG_DFL);  // not while the text changes
+  last_words = {descriptor, text};
+  signal(SIGABRT, say_last_words);
+}
+
 }  // namespace
 }  // namespace spdnn
 
@@ -219,6 +240,7 @@ NB_MODULE(_core, module) {
   module.def("check_plan", &check_plan_contents, nb::arg("records"), nb::arg("words"));
   module.def("check_plan_records", &check_plan_records, nb::arg("records"), nb::arg("words"));
   module.def("parse_table", &parse_table, nb::arg("text"), nb::arg("threads"));
+  module.def("end_on_abort", &end_on_abort, nb::arg("descriptor"), nb::arg("text"));
   module.def("ffi_api_version", [] { return std::make_pair(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR); });
   module.def("handlers", [] {
     nb::dict handlers;

@@ -23,6 +23,9 @@ def build_rows(records: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.n
     """
 
 def ffi_api_version() -> tuple[int, int]: ...
+def end_on_abort(descriptor: int, text: str) -> None:
+    """Where native code aborts the process from now on, it writes this text, and exits with 1."""
+
 def check_plan_records(records: np.ndarray, words: int) -> None: ...
 def check_plan(records: np.ndarray, words: np.ndarray) -> None:
     """Raises ValueError where a plan's records, indices or slots reach outside it; the message names the layer.

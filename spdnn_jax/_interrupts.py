@@ -17,6 +17,9 @@ from types import FrameType
 _ENDS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated")}
 """Exit codes, as a shell reports them, and what is said."""
 
+errors = 2
+"""The descriptor on which people read."""
+
 _actions: list[Callable[[], object]] = []
 _is_watching = False
 
@@ -70,5 +73,5 @@ def _wait(source: int) -> None:
             action()
     code, word = _ENDS[signal.Signals(number)]
     with contextlib.suppress(OSError):
-        os.write(2, f"{chr(10) if os.isatty(2) else ''}spdnn: {word}\n".encode())
+        os.write(errors, f"{chr(10) if os.isatty(errors) else ''}spdnn: {word}\n".encode())
     os._exit(code)

@@ -114,17 +114,17 @@ class TensorFile:
             self._file = safetensors.safe_open(os.fspath(path), framework="numpy")
             metadata = self._file.metadata() or {}
         except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"{self.path}: not a {what} ({error}): {cure}") from None
+            raise self.error(f"not a {what} ({error})") from None
         self._library_errors = (safetensors.SafetensorError, KeyError, TypeError, AttributeError, ValueError)
         if metadata.get(_FORMAT) != kind:
-            raise ValueError(f"{self.path}: not a {what} of this version, {kind!r}: {cure}")
+            raise self.error(f"not a {what} of this version, {kind!r}")
         expected = metadata.pop(_DIGEST, None)
         self._digests = self.tensor(_DIGESTS, (np.uint8,), 2)
         if (
             expected != _digest_of_header(metadata, self._digests)
             or self._digests.shape[1] != hashlib.sha256().digest_size
         ):
-            raise ValueError(f"{self.path}: the header is damaged: {cure}")
+            raise self.error("the header is damaged")
         self.metadata = metadata
         self.parts = len(self._digests)
 
@@ -146,8 +146,8 @@ class TensorFile:
             if found in wanted and len(shape) in np.atleast_1d(ndim):
                 return self._file.get_tensor(name)
         except self._library_errors as error:
-            raise ValueError(f"{self.path}: {name} cannot be read ({error}): {self._cure}") from None
-        raise ValueError(f"{self.path}: {name} is {found} {shape}, which no {self._what} has: {self._cure}")
+            raise self.error(f"{name} cannot be read ({error})") from None
+        raise self.error(f"{name} is {found} {shape}, which no {self._what} has")
 
     def map(self, name: str, dtype: type[np.generic]) -> np.ndarray:
         """Maps a vector into memory: only what is used is read."""
@@ -157,9 +157,9 @@ class TensorFile:
                 size = int.from_bytes(file.read(8), "little")
                 entry = json.loads(file.read(size))[name]
         except self._library_errors as error:
-            raise ValueError(f"{self.path}: {name} cannot be read ({error}): {self._cure}") from None
+            raise self.error(f"{name} cannot be read ({error})") from None
         if entry["dtype"] != _CODES[np.dtype(dtype).name] or len(shape) != 1:
-            raise ValueError(f"{self.path}: {name} is {entry['dtype']} {shape}, not a vector: {self._cure}")
+            raise self.error(f"{name} is {entry['dtype']} {shape}, not a vector")
         return np.memmap(self.path, dtype, "r", 8 + size + entry["data_offsets"][0], shape)
 
     def check(self, part: int, name: str, *arrays: np.ndarray) -> None:
@@ -174,4 +174,8 @@ class TensorFile:
             ValueError: They differ; the message names file and part.
         """
         if part >= self.parts or digest(*arrays) != self._digests[part].tobytes():
-            raise ValueError(f"{self.path}: {name} is damaged, its checksum differs: {self._cure}")
+            raise self.error(f"{name} is damaged, its checksum differs")
+
+    def error(self, wrong: str) -> ValueError:
+        """What is to be raised where something is wrong with the file: its name, what is wrong, what to do."""
+        return ValueError(f"{self.path}: {wrong}: {self._cure}")

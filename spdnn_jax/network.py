@@ -3,10 +3,10 @@
 import dataclasses
 import functools
 import json
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -17,6 +17,8 @@ from jax.experimental import sparse
 
 from spdnn_jax import checks
 from spdnn_jax._extras import require
+from spdnn_jax._files import replacing
+from spdnn_jax._tensors import TensorFile, TensorWriter, digest
 from spdnn_jax.activation import Activation, Clip, paired, resolve
 
 if TYPE_CHECKING:
@@ -213,13 +215,14 @@ class SparseLayer:
                 raise ValueError(f"{name}: {what} {position} is {array.reshape(-1)[position]}, which is not finite")
         return self
 
-    def converted(self, name: str = "the layer") -> "SparseLayer":
+    def converted(self, name: str = "the layer", *, indices_too: bool = True) -> "SparseLayer":
         """The layer with arrays as the back ends take them, each where it was; what they hold is looked at before.
 
         Of traced arrays, kinds and shapes alone can be looked at.
 
         Args:
             name: What to call the layer in messages.
+            indices_too: Whether to look for edges from inputs that do not exist; the builder of plans does so itself.
 
         Raises:
             ValueError: An array is of another kind or shape or out of range, `indptr` does not rise to the number of
@@ -232,10 +235,11 @@ class SparseLayer:
         indptr = checks.array(f"{name}: indptr", self.indptr, pointers, [(None,)])
         if indptr.shape[0] == 0:
             raise ValueError(f"{name}: indptr must have shape (outputs + 1,), got (0,)")
+        checks.once(indptr, edges, functools.partial(_check_rises, name))
         values = checks.array(f"{name}: values", self.values, np.float32, [(), (edges,)])
         bias = checks.array(f"{name}: bias", self.bias, np.float32, [(), (indptr.shape[0] - 1,)])
-        checks.once(indptr, edges, functools.partial(_check_rises, name))
-        checks.once(indices, inputs, functools.partial(_check_below, name))
+        if indices_too:
+            checks.once(indices, inputs, functools.partial(_check_below, name))
         return dataclasses.replace(self, indptr=indptr, indices=indices, values=values, bias=bias, inputs=inputs)
 
     def _on_device(self) -> "SparseLayer":
@@ -357,10 +361,14 @@ class SparseNetwork:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It is no network file.
+            ValueError: It is no network file of this version, or a damaged one; the message names file and layer.
         """
         file = NetworkFile(path)
-        return cls(file, file.activation)
+        layers = tuple(file)
+        try:
+            return cls(layers, file.activation).validate()
+        except ValueError as error:
+            raise file.named(error) from None
 
 
 def as_layer(given: Any, name: str = "the layer") -> SparseLayer:
@@ -432,14 +440,13 @@ def _check_chain(number: int, outputs_before: int, layer: SparseLayer) -> None:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 #
-# A network file is a safetensors file: per layer "<number>.indptr", ".indices", ".values" and ".bias", numbers from 1.
-# Written layer by layer, for the largest challenge network (4 G edges) fits no memory: room for the header is kept at
-# the front, and the format lets it be padded with spaces.
+# A network file holds per layer the tensors "<number>.indptr", ".indices", ".values" and ".bias", numbers from 1, and a
+# checksum of the four. It is written layer by layer, for the largest challenge network (4 G edges) fits no memory.
 
 _FIELDS = ("indptr", "indices", "values", "bias")
-_HEADER_BYTES_PER_LAYER = 512
-_CODES = {"int64": "I64", "int32": "I32", "uint16": "U16", "float32": "F32"}
-_FORMAT = "spdnn_jax network 2"
+_DTYPES = {"indptr": (np.int64,), "indices": (np.uint16, np.int32), "values": (np.float32,), "bias": (np.float32,)}
+_AXES = {"indptr": 1, "indices": 1, "values": (0, 1), "bias": (0, 1)}
+_KIND = "spdnn_jax network 2"
 
 
 def save_layers(
@@ -457,52 +464,36 @@ def save_layers(
         OSError: The file cannot be written; nothing is left behind.
         ValueError: There are more or fewer layers than announced, a layer is malformed, or does not fit the one before.
     """
-    target = Path(path)
-    partial = target.with_name(target.name + ".part")
-    room = 4096 + _HEADER_BYTES_PER_LAYER * count
-    header: dict[str, Any] = {"__metadata__": {}}
     inputs: list[int] = []
     bounds: list[list[float | None]] = []
-    try:
-        with partial.open("wb") as file:
-            file.seek(8 + room)
-            offset = outputs = 0
-            for number, (layer, clip) in enumerate(paired(layers, activation), start=1):
-                layer.validate(f"layer {number}")  # before indices are narrowed, which would wrap wrong ones into range
-                if number > 1:
-                    _check_chain(number, outputs, layer)
-                outputs = layer.outputs
-                inputs.append(layer.inputs)
-                bounds.append([None if np.isinf(bound) else bound for bound in (clip.lower, clip.upper)])
-                for field in _FIELDS:
-                    array = np.asarray(getattr(layer, field), _stored_dtype(field, layer.inputs))
-                    header[f"{number}.{field}"] = {
-                        "dtype": _CODES[array.dtype.name],
-                        "shape": list(array.shape),
-                        "data_offsets": [offset, offset + array.nbytes],
-                    }
-                    file.write(np.ascontiguousarray(array).data)
-                    offset += array.nbytes
-            if len(inputs) != count:
-                raise ValueError(f"{len(inputs)} layers came where {count} were announced")
-            described = {"inputs": json.dumps(inputs), "activation": json.dumps(bounds)}
-            header["__metadata__"] = {"format": _FORMAT, **described}
-            encoded = json.dumps(header, separators=(",", ":")).encode()
-            file.seek(0)
-            file.write(room.to_bytes(8, "little") + encoded.ljust(room))
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    digests: list[bytes] = []
+    outputs = 0
+    with replacing(path) as file:
+        writer = TensorWriter(file, _KIND, tensors=len(_FIELDS) * count)
+        for number, (layer, clip) in enumerate(paired(layers, activation), start=1):
+            layer.validate(f"layer {number}")  # before indices are narrowed, which would wrap wrong ones into range
+            if number > 1:
+                _check_chain(number, outputs, layer)
+            outputs = layer.outputs
+            inputs.append(int(layer.inputs))
+            bounds.append([None if np.isinf(bound) else bound for bound in (clip.lower, clip.upper)])
+            arrays = [np.asarray(getattr(layer, field), _stored_dtype(field, layer.inputs)) for field in _FIELDS]
+            for field, array in zip(_FIELDS, arrays, strict=True):
+                writer.add(f"{number}.{field}", array)
+            digests.append(digest(*arrays))
+        if len(inputs) != count:
+            raise ValueError(f"{len(inputs)} layers came where {count} were announced")
+        writer.finish({"inputs": json.dumps(inputs), "activation": json.dumps(bounds)}, digests)
 
 
 def _stored_dtype(field: str, inputs: int) -> type[np.generic]:
     if field == "indices":
         return np.uint16 if inputs <= np.iinfo(np.uint16).max + 1 else np.int32
-    return np.int64 if field == "indptr" else np.float32
+    return _DTYPES[field][0]
 
 
 class NetworkFile(Iterable[SparseLayer]):
-    """A network file, memory-mapped: iterating reads the layers one at a time.
+    """A network file: iterating reads the layers one at a time, and compares each with its checksum.
 
     Attributes:
         activation: The activation of each layer.
@@ -513,33 +504,35 @@ class NetworkFile(Iterable[SparseLayer]):
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It is no network file.
+            ValueError: It is no network file of this version, or its header is damaged.
         """
-        safetensors = require("safetensors", extra="data", purpose="reading a network file")
+        self._file = TensorFile(path, _KIND, "network file", "write it again with spdnn convert or SparseNetwork.save")
         try:
-            self._file = safetensors.safe_open(os.fspath(path), framework="numpy")
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{os.fspath(path)}: not a network file ({error})") from None
-        metadata = self._file.metadata() or {}
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(
-                f"{os.fspath(path)}: not a network file of this version; write it again with spdnn convert or "
-                "SparseNetwork.save"
+            self._inputs = [operator.index(width) for width in json.loads(self._file.metadata["inputs"])]
+            self.activation = tuple(
+                Clip(-np.inf if lower is None else lower, np.inf if upper is None else upper)
+                for lower, upper in json.loads(self._file.metadata["activation"])
             )
-        self.activation = tuple(
-            Clip(-np.inf if lower is None else lower, np.inf if upper is None else upper)
-            for lower, upper in json.loads(metadata["activation"])
-        )
-        self._inputs: list[int] = json.loads(metadata["inputs"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise self._file.error(f"its inputs or activations cannot be read ({error})") from None
+        if not 0 < len(self._inputs) == len(self.activation) == self._file.parts:
+            raise self._file.error(
+                f"{self._file.parts} layers have {len(self._inputs)} widths and {len(self.activation)} activations"
+            )
 
     def __len__(self) -> int:
         return len(self._inputs)
 
     def __iter__(self) -> Iterator[SparseLayer]:
         for number, inputs in enumerate(self._inputs, start=1):
-            arrays = {field: self._file.get_tensor(f"{number}.{field}") for field in _FIELDS}
+            arrays = {field: self._file.tensor(f"{number}.{field}", _DTYPES[field], _AXES[field]) for field in _FIELDS}
+            self._file.check(number - 1, f"layer {number}", *arrays.values())
             arrays["indices"] = arrays["indices"].astype(np.int32, copy=False)
             yield SparseLayer(**arrays, inputs=inputs)
+
+    def named(self, error: ValueError) -> ValueError:
+        """The error with the file's name before it."""
+        return self._file.error(str(error))
 
 
 def as_arguments(layer: SparseLayer) -> tuple[jax.Array, ...]:
@@ -566,7 +559,7 @@ def native_arrays(layer: SparseLayer, activation: Clip, number: int) -> dict[str
         ValueError: As `SparseLayer.converted`, or an array is traced. The native code looks at the rest.
     """
     name = f"layer {number}"
-    layer = as_layer(layer, name).converted(name)
+    layer = as_layer(layer, name).converted(name, indices_too=False)
     indptr, indices, values, bias = (checks.on_host(f"{name}: {field}", getattr(layer, field)) for field in _FIELDS)
     return {
         "inputs": layer.inputs,

@@ -19,9 +19,9 @@ Action = Literal["grouped", "resident", "staged", "equal features"]
 
 _CODES: dict[Action, int] = {"grouped": 1, "resident": 2, "staged": 3, "equal features": 4}  # as in cuda/network.h
 
-RESIDENT_WIDTH = 4096
-"""Widest layer that `auto` keeps resident: four features of two such layers fill a multiprocessor's shared memory.
-Wider ones would leave too few features to share the loads of the indices."""
+RESIDENT_WIDTH = 16384
+"""Widest layer that `auto` keeps resident: two features of it take 128 KiB of a multiprocessor's shared memory, and its
+outputs all registers."""
 
 STAGED_BELOW = 2.0
 """`auto` stages layers with fewer outputs in a row group, on average: from here on sharing a feature's reads pays."""
@@ -29,6 +29,11 @@ STAGED_BELOW = 2.0
 _RESIDENT_ENDS = (3, 6, 10, 18)
 """Layers after which resident launches end. Between launches dead features make room: early, while many die, a launch
 is short; then one launch runs to the end."""
+
+_RESIDENT_ENDS_WIDE = (6, 14)
+"""The same for layers wider than _WIDE: a block has few features of them, and ends where all are dead."""
+
+_WIDE = 2048
 
 _LONGEST_STEP = 4096
 """Layers of one launch at most."""
@@ -167,7 +172,8 @@ def _stretches(families: list[Action], cuts: set[int]) -> list[tuple[int, int]]:
 def _resident_launches(widths: np.ndarray, first: int, end: int) -> list[tuple[int, int]]:
     launches = []
     while first < end:
-        stop = min((limit for limit in _RESIDENT_ENDS if limit > first), default=first + _LONGEST_STEP)
+        ends = _RESIDENT_ENDS_WIDE if widths[first] > _WIDE else _RESIDENT_ENDS
+        stop = min((limit for limit in ends if limit > first), default=first + _LONGEST_STEP)
         stop = _before_narrower(widths, first, min(stop, end))
         launches.append((first, stop))
         first = stop

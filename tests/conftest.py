@@ -21,11 +21,18 @@ FUZZ = os.environ.get("SPDNN_FUZZ") == "1"
 """Set by `make fuzz`: tests that try some damage try all of it, or a million kinds."""
 
 
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what is made once, whichever of pytest-xdist's workers needs it first."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _cache_folder(session_folder: Path) -> Iterator[None]:
     """Keeps the user's cache out of the tests, and the tests out of the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(session_folder / "cache"))
         yield
 
 

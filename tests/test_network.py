@@ -1,5 +1,6 @@
 """SparseLayer and SparseNetwork: construction, validation, saving."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental import sparse
 
-from spdnn_jax import Clip, SparseLayer, SparseNetwork
+from spdnn_jax import Clip, SparseLayer, SparseNetwork, build_plan
+from spdnn_jax._tensors import TensorWriter, digest
 from spdnn_jax.network import NetworkFile, save_layers
-from tests.conftest import random_network
+from tests.conftest import FUZZ, random_network
 
 
 @settings(deadline=None, max_examples=40)
@@ -61,8 +64,8 @@ def test_duplicates_are_summed_or_refused() -> None:
         ({"values": np.zeros(3, np.float32)}, "values must have shape"),
         ({"indptr": np.array([0, 3])}, "indptr must rise"),
         ({"indices": np.array([2, 1], np.int32)}, "output 0 are not ascending"),
-        ({"indices": np.array([0.0, 2.0])}, "must be integers, got int64 and float64"),
-        ({"values": np.array([1j, 2])}, "must be real numbers, got complex128"),
+        ({"indices": np.array([0.0, 2.0])}, "indices must be integers, got float64"),
+        ({"values": np.array([1j, 2])}, "values must be real numbers, got complex128"),
         ({"indices": np.array([1, 1], np.int32)}, "output 0 are not ascending and distinct"),
     ],
 )
@@ -149,7 +152,7 @@ def test_other_dtypes_are_stored_as_the_layer_documents(tmp_path: Path) -> None:
 
 
 def test_matrices_that_are_none_are_named() -> None:
-    with pytest.raises(ValueError, match="complex"):
+    with pytest.raises(ValueError, match="real numbers, got complex"):
         SparseLayer.from_dense(np.array([[1j]]))
     with pytest.raises(ValueError, match="negative neuron"):
         SparseLayer.from_bcoo(sparse.BCOO((jnp.ones(1), jnp.array([[0, -1]])), shape=(2, 2)))
@@ -157,8 +160,106 @@ def test_matrices_that_are_none_are_named() -> None:
         SparseLayer.from_scipy(scipy.sparse.coo_array(np.ones(3)))
 
 
-def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "network.safetensors"
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    """They are no JSON: the file would fail after all layers were written."""
+    layer = SparseLayer(np.array([0, 1]), np.array([2]), np.array([0.5]), np.asarray(0.25), np.int64(3))  # pyright: ignore[reportArgumentType]
+    network = SparseNetwork((layer,), Clip(np.float32(0), np.float64(4)))  # pyright: ignore[reportArgumentType]
+    network.save(tmp_path / "network")
+    again = SparseNetwork.load(tmp_path / "network")
+    assert (again.layers[0].shape, again.activation) == ((3, 1), (Clip(0, 4),))
+    with pytest.raises(ValueError, match=r"layer 1: inputs must be a whole number, got 3\.5"):
+        SparseNetwork((SparseLayer(layer.indptr, layer.indices, layer.values, layer.bias, 3.5),)).save(  # pyright: ignore[reportArgumentType]
+            tmp_path / "network"
+        )
+
+
+def test_weights_that_overflow_are_refused(tmp_path: Path) -> None:
+    """Stored as float32 they would be infinite."""
+    layer = SparseLayer(np.array([0, 1]), np.array([2]), np.array([1e300]), np.asarray(0.25), 3)
+    with pytest.raises(ValueError, match=r"layer 1: values: number 0 is 1e\+300, out of the range of float32"):
+        save_layers(tmp_path / "network", [layer], 1, Clip.relu())
+
+
+def test_a_file_of_the_user_s_own_is_not_touched(tmp_path: Path) -> None:
+    """Once the unfinished file was named network.part."""
+    (tmp_path / "network.part").write_text("mine")
+    random_network(0, [3, 4]).save(tmp_path / "network")
+    assert (tmp_path / "network.part").read_text() == "mine"
+
+
+@pytest.mark.parametrize("read", [SparseNetwork.load, NetworkFile])
+def test_paths_that_are_no_network_are_named(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        read(tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read(tmp_path / "absent")
+    path = tmp_path / "network"
     path.write_bytes(b"not safetensors at all")
-    with pytest.raises(ValueError, match="not a network file"):
-        NetworkFile(path)
+    with pytest.raises(ValueError, match=f"^{path}: not a network file .*: write it again with spdnn convert"):
+        read(path)
+    build_plan(random_network(0, [3, 4])).save(path)
+    with pytest.raises(ValueError, match="not a network file of this version"):
+        read(path)
+
+
+def test_no_flipped_bit_of_a_file_changes_a_network(tmp_path: Path) -> None:
+    """Bytes of a small network's file with one bit flipped: refused, or the network as it was, bound for bound."""
+    path = tmp_path / "network"
+    network = random_network(5, [6, 9, 5], activation=(Clip.relu(3), Clip(-1, 1)))
+    network.save(path)
+    whole = path.read_bytes()
+    expected = jax.tree.leaves(network)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    positions = [*range(len(whole[:header].rstrip())), *range(header, len(whole))][:: 1 if FUZZ else 8]
+    generator = np.random.default_rng(0)
+    refused = 0
+    for position in positions:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << generator.integers(8)
+        path.write_bytes(damaged)
+        try:
+            again = SparseNetwork.load(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+            continue
+        assert again.activation == network.activation
+        for before, after in zip(expected, jax.tree.leaves(again), strict=True):
+            np.testing.assert_array_equal(after, before)
+    assert refused > 0.9 * len(positions)
+
+
+@pytest.mark.parametrize("missing", ["2.indptr", "1.indices", "1.values", "2.bias", "digests"])
+@pytest.mark.parametrize("instead", [None, np.zeros((2, 2), np.float32), np.zeros(0, np.uint8)])
+def test_missing_and_mistyped_tensors_are_named(tmp_path: Path, missing: str, instead: np.ndarray | None) -> None:
+    path = tmp_path / "network"
+    random_network(5, [6, 9, 5]).save(path)
+    with safetensors.safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    tensors = safetensors.numpy.load_file(path)
+    del tensors[missing]
+    if instead is not None:
+        tensors[missing] = instead
+    safetensors.numpy.save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=f"^{path}: {missing} .*write it again"):
+        SparseNetwork.load(path)
+
+
+@pytest.mark.parametrize("name", ["inputs", "activation"])
+@pytest.mark.parametrize(
+    "instead",
+    [None, "null", "[6, null]", "[[0, 1], [0, 1], [0, 1]]", "[6.5, 9]", '"6"', "[" * 10**5, "[[1, 0], [0, 1]]"],
+)
+def test_metadata_that_lies_is_named(tmp_path: Path, name: str, instead: str | None) -> None:
+    """With a checksum that is right: what somebody made, not what broke."""
+    arrays = [np.zeros(10, np.int64), np.zeros(0, np.uint16), np.zeros(0, np.float32), np.float32(0)]
+    path = tmp_path / "network"
+    metadata: dict[str, Any] = {"inputs": "[6, 9]", "activation": "[[0, 1], [0, 1]]"} | {name: instead}
+    with path.open("wb") as file:
+        writer = TensorWriter(file, "spdnn_jax network 2", 8)
+        for number in (1, 2):
+            for field, array in zip(("indptr", "indices", "values", "bias"), arrays, strict=True):
+                writer.add(f"{number}.{field}", np.asarray(array))
+        writer.finish({key: text for key, text in metadata.items() if text is not None}, [digest(*arrays)] * 2)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=f"^{path}: .*write it again"):
+        SparseNetwork.load(path)

@@ -160,7 +160,7 @@ class Worker {
   // feature first comes to the layer, which reads the indices anyway; by two threads now and then.
   bool has_sound_indices(int64_t l) {
     if (shared_.is_checked[l]) return true;
-    if (const char* wrong = check_indices(call_.plan, l, call_.words)) {
+    if (const char* wrong = check_indices(call_.plan, l, call_.words, shared_.kernels.largest_index)) {
       shared_.wrong = wrong;
       return false;
     }

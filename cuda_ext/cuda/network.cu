@@ -14,14 +14,6 @@ namespace {
 
 constexpr int64_t kAlignment = 256;
 
-int64_t widest(const PlanView& plan, int64_t first_layer, int64_t end_layer) {
-  int64_t width = 0;
-  for (int64_t l = first_layer; l < end_layer; ++l) {
-    width = std::max({width, plan.layers[l].inputs, plan.layers[l].outputs});
-  }
-  return width;
-}
-
 // The arrays that lie in the workspace. Lists and activations exist twice: a step reads one and writes the other.
 struct Workspace {
   float* tiles[2];
@@ -265,7 +257,7 @@ const char* check_step(const PlanView& plan, const ScheduleStep& step, const Sch
       return plan.layers[step.first_layer].staged_offset >= 0 ? nullptr : "a layer lacks the staged family's sections";
     case kResident:
       if (layers < 1) return "a step of the resident family has no layer";
-      if (resident_features(widest(plan, step.first_layer, step.end_layer), limits) > 0) return nullptr;
+      if (resident_features(plan, step.first_layer, step.end_layer, limits) > 0) return nullptr;
       return "the schedule keeps layers resident that are too wide for shared memory: build the plan again";
     case kEqualFeatures:
       if (layers != 0 || !before || before->action == kEqualFeatures || step.end_layer == plan.header->layers) {

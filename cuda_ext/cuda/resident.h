@@ -41,8 +41,8 @@ struct ResidentStep {
   int64_t outputs;         // output neurons: more than the last layer has where equal ones were merged
 };
 
-// Features that a block had best hold for layers of this width: a power of two, or 0 where not even one fits.
-int resident_features(int64_t max_width, const DeviceLimits& limits);
+// Features that a block holds of these layers: a power of two, or 0 where not even one fits.
+int resident_features(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits);
 
 cudaError_t launch_resident(const ResidentStep& step, const PlanView& plan, cudaStream_t stream);
 

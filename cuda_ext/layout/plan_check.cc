@@ -5,24 +5,8 @@
 namespace spdnn {
 namespace {
 
-// Whether all values lie below `limit`. Without an early way out of a block, compilers make vector code of it.
-template <typename Value>
-bool all_below(const Value* values, int64_t count, int64_t limit) {
-  constexpr int64_t kBlock = 4096;
-  for (int64_t begin = 0; begin < count; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, count);
-    Value largest = 0;
-    for (int64_t k = begin; k < end; ++k) largest = std::max(largest, values[k]);
-    if (largest >= limit) return false;
-  }
-  return true;
-}
-
-bool indices_below_inputs(const PlanLayer& layer, const PlanRun& run, const uint32_t* words) {
-  const uint32_t* indices = words + run.index_offset;
-  const int64_t count = run.groups * run.edges;
-  if (layer.index_bits == 32) return all_below(indices, count, layer.inputs);
-  return all_below(reinterpret_cast<const uint16_t*>(indices), count, layer.inputs);
+bool all_below(LargestIndex largest, const uint32_t* indices, int bits, int64_t count, int64_t limit) {
+  return count == 0 || largest(indices, bits, count) < limit;
 }
 
 bool ascends(const uint32_t* values, int64_t count, int64_t last) {
@@ -44,7 +28,7 @@ bool check_stage(const PlanLayer& layer, const StagedStage& stage, const uint32_
   if (!inside(stage.index_offset, edges / 2)) return false;
   if (!layer.staged_single_valued && !inside(stage.value_offset, edges)) return false;
   const uint16_t* indices = reinterpret_cast<const uint16_t*>(staged + stage.index_offset);
-  return all_below(staged + stage.map_offset, stage.map_count, layer.inputs) &&
+  return all_below(largest_index, staged + stage.map_offset, 32, stage.map_count, layer.inputs) &&
          std::all_of(indices, indices + edges, [&](uint16_t k) { return k < stage.map_count || k == kStagedInputs; });
 }
 
@@ -62,14 +46,16 @@ std::string in_layer(int64_t l, const char* wrong) { return "layer " + std::to_s
 
 }  // namespace
 
-const char* check_indices(const PlanView& plan, int64_t l, const uint32_t* words) {
+const char* check_indices(const PlanView& plan, int64_t l, const uint32_t* words, LargestIndex largest) {
   const PlanLayer& layer = plan.layers[l];
+  const int bits = static_cast<int>(layer.index_bits);
   for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
-    if (!indices_below_inputs(layer, plan.runs[r], words))
+    const PlanRun& run = plan.runs[r];
+    if (!all_below(largest, words + run.index_offset, bits, run.groups * run.edges, layer.inputs))
       return "an index names an input that the layer does not have";
   }
   if (l + 1 == plan.header->layers &&
-      !all_below(words + plan.header->slot_offset, plan.header->outputs, layer.outputs)) {
+      !all_below(largest, words + plan.header->slot_offset, 32, plan.header->outputs, layer.outputs)) {
     return "the output order names a slot that does not exist";
   }
   return nullptr;
@@ -88,7 +74,7 @@ std::string check_contents(const int64_t* records, int64_t count, const uint32_t
   PlanView plan;
   std::string problem = check_records(records, count, word_count, &plan);
   for (int64_t l = 0; problem.empty() && l < plan.header->layers; ++l) {
-    if (const char* wrong = check_indices(plan, l, words)) return in_layer(l, wrong);
+    if (const char* wrong = check_indices(plan, l, words, largest_index)) return in_layer(l, wrong);
     if (!check_stages(plan.layers[l], words)) return in_layer(l, "a stage reaches outside the layer");
   }
   return problem;

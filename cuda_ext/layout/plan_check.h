@@ -4,14 +4,15 @@
 #include <cstdint>
 #include <string>
 
+#include "layout/largest.h"
 #include "layout/plan_view.h"
 
 namespace spdnn {
 
 // Whether every index of layer l (counted from 0) names one of the layer's inputs; with the last layer, too, whether
 // the output order names its slots. Cheap beside running the layer: the CPU back end does it in every call, for words
-// may have been changed since the plan was built. Returns what is wrong, or null.
-const char* check_indices(const PlanView& plan, int64_t l, const uint32_t* words);
+// may have been changed since the plan was built, with a `largest` for its processor. Returns what is wrong, or null.
+const char* check_indices(const PlanView& plan, int64_t l, const uint32_t* words, LargestIndex largest);
 
 // Checks all records of a plan of `word_count` words. Returns what is wrong and where, or an empty string.
 std::string check_records(const int64_t* records, int64_t count, int64_t word_count, PlanView* plan);

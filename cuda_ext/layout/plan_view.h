@@ -1,6 +1,7 @@
 // The records of a plan, as the host code of both back ends reads them from the handler's `table` attribute.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "layout/spdnn_layout.h"
@@ -26,6 +27,15 @@ inline const char* view_plan(const int64_t* records, int64_t count, PlanView* vi
   view->layers = reinterpret_cast<const PlanLayer*>(records + kHeader);
   view->runs = reinterpret_cast<const PlanRun*>(records + kHeader + view->header->layers * kLayer);
   return nullptr;
+}
+
+// Neurons of the widest of these layers, inputs and outputs.
+inline int64_t widest(const PlanView& plan, int64_t first_layer, int64_t end_layer) {
+  int64_t width = 0;
+  for (int64_t l = first_layer; l < end_layer; ++l) {
+    width = std::max({width, plan.layers[l].inputs, plan.layers[l].outputs});
+  }
+  return width;
 }
 
 // Whether [offset, offset + size) lies inside [begin, begin + room) and begins where sections may.

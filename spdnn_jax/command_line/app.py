@@ -78,10 +78,16 @@ def _main(arguments: list[str]) -> int:
 
 def _in_step(command: Callable[[list[str]], int], rest: list[str]) -> int:
     """Runs a command; where several processes run it, one that fails does not keep the others waiting."""
-    if not FLAGS.coordinator_address:
+    if FLAGS.coordinator_address is None:
+        if FLAGS.num_processes is not None or FLAGS.process_id is not None:
+            raise ValueError(
+                "--num_processes and --process_id need --coordinator_address: each process would run alone"
+            )
         return command(rest)
+    streams.silence_native_code()
     hosts.join(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id, FLAGS.lost_after)
     try:
+        hosts.agree(options.shared() | report.versions(), FLAGS.lost_after)
         return command(rest)
     except jax.errors.JaxRuntimeError as error:
         _leave(f"lost contact with another process, or with a device: {_one_line(error)}")
@@ -93,7 +99,7 @@ def _in_step(command: Callable[[list[str]], int], rest: list[str]) -> int:
 
 
 def _leave(message: str) -> NoReturn:
-    hosts.leave(_fail(f"process {jax.process_index()}: {message}"))
+    hosts.leave(_fail(f"process {hosts.number()}: {message}"))
 
 
 def _fail(message: str) -> int:

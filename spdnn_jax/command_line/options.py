@@ -87,6 +87,9 @@ _TAKEN = {
 }
 """Flags of the commands that do not run a network."""
 
+_OWN = ("process_id", "coordinator_address", "dataset_dir", "mnist_dir", "truth", "categories_out", "report_out")
+"""Flags that may differ between the processes of a run: which it is, and where things are on its host."""
+
 _HELP_COLUMN = 24
 
 
@@ -95,6 +98,11 @@ def taken_by(command: str) -> list[flags.Flag]:
     if command in _TAKEN:
         return [FLAGS[name] for name in _TAKEN[command]]
     return [flag for flag in defined() if flag.name not in ("figure", "output", "base_url")]
+
+
+def shared() -> dict[str, object]:
+    """Flags that all processes of a run need to be given alike."""
+    return {f"--{flag.name}": flag.value for flag in defined() if flag.name not in _OWN}
 
 
 def help_of(command: str) -> str:

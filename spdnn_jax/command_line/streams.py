@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Any
 
+from spdnn_jax import _interrupts
+
 
 class _Lossy(io.FileIO):
     """A file that loses what cannot be written."""
@@ -37,6 +39,22 @@ def take_over() -> None:
             stream = getattr(sys, name)
             if stream.fileno() == descriptor:
                 lines = name == "stderr" or stream.line_buffering or stream.write_through
-                raw = io.BufferedWriter(kind(descriptor, "w", closefd=False))
-                text = io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=lines)
-                setattr(sys, name, text)
+                setattr(sys, name, _text(kind(descriptor, "w", closefd=False), stream.encoding, lines))
+
+
+def silence_native_code() -> None:
+    """Leaves standard error to Python: native code's log gets lost, unless SPDNN_NATIVE_LOG=1.
+
+    Where another process is lost, JAX logs pages for its programmers.
+    """
+    if os.environ.get("SPDNN_NATIVE_LOG") == "1":
+        return
+    _interrupts.errors = os.dup(2)
+    sys.stderr = _text(_Lossy(_interrupts.errors, "w"), sys.stderr.encoding, True)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+def _text(file: io.FileIO, encoding: str, lines: bool) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BufferedWriter(file), encoding, "backslashreplace", line_buffering=lines)

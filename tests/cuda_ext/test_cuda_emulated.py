@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,14 +30,15 @@ pytestmark = pytest.mark.skipif(emulate.missing() is not None, reason=str(emulat
 
 
 @pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> emulate.Emulator:
-    return emulate.Emulator(tmp_path_factory.mktemp("emulator"))
+def emulator(session_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> emulate.Emulator:
+    return emulate.Emulator(emulate.build(session_folder / "emulator"), tmp_path_factory.mktemp("emulator"))
 
 
 @pytest.fixture(scope="module")
-def colliding(tmp_path_factory: pytest.TempPathFactory) -> emulate.Emulator:
+def colliding(session_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> emulate.Emulator:
     """All features have one of two hashes."""
-    return emulate.Emulator(tmp_path_factory.mktemp("colliding"), ("SPDNN_FEATURE_HASH_MASK=uint64_t{1}",))
+    program = emulate.build(session_folder / "emulator", "SPDNN_FEATURE_HASH_MASK=uint64_t{1}")
+    return emulate.Emulator(program, tmp_path_factory.mktemp("colliding"))
 
 
 def check(result: emulate.Result, network: SparseNetwork, y0: np.ndarray) -> None:

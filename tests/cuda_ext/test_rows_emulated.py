@@ -1,5 +1,7 @@
 """The CUDA kernels for weights in compressed rows, on the CPU (see emulate.py), under the address sanitizer."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -14,8 +16,9 @@ SHAPES = [(1, 1, 1), (3, 45, 33), (5, 8, 2100), (37, 100, 64), (70, 9000, 20), (
 
 
 @pytest.fixture(scope="module")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> emulate.RowsEmulator:
-    return emulate.RowsEmulator(tmp_path_factory.mktemp("rows"))
+def emulator(session_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> emulate.RowsEmulator:
+    program = emulate.build(session_folder / "emulator", main="rows_main.cc")
+    return emulate.RowsEmulator(program, tmp_path_factory.mktemp("rows"))
 
 
 def example(inputs: int, outputs: int) -> SparseLayer:

@@ -5,6 +5,7 @@ waits and barriers (threads run in random order between barriers), barriers that
 show: speed, the memory model, what the compiler for the GPU makes of the code. `make gpu-check` does.
 """
 
+import fcntl
 import functools
 import re
 import shutil
@@ -55,18 +56,64 @@ class Result:
     active: np.ndarray
 
 
+def build(folder: Path, definition: str = "", main: str = "main.cc") -> Path:
+    """Compiles the kernels, once: others who ask for the same folder meanwhile, in other processes, wait.
+
+    Args:
+        folder: Where to; of programs with other definitions, only what differs is compiled again.
+        definition: A macro, as in "NAME=1".
+        main: The file with the program's main function.
+
+    Returns:
+        The program.
+    """
+    folder.mkdir(exist_ok=True)
+    program = folder / f"{Path(main).stem}{definition}"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not program.exists():
+            _compile(folder, definition, main, program)
+    return program
+
+
+def _compile(folder: Path, definition: str, main: str, program: Path) -> None:
+    sources = []
+    for path in sorted((_SOURCE / "cuda").iterdir()):
+        if path.suffix in (".cu", ".cuh", ".h") and path.name != "intrinsics.cuh":
+            copy = folder / (path.name + ".cc" if path.suffix == ".cu" else path.name)
+            copy.write_text(_as_cpp(path.read_text()))
+            sources += [copy] if path.suffix == ".cu" else []
+    shutil.copy(_HERE / "intrinsics.cuh", folder)
+    sources += [_HERE / "emulator.cc", _HERE / main]
+    options = [*_OPTIONS, f"-I{_HERE}", f"-I{folder}", f"-I{_SOURCE}"]
+
+    def compiled(source: Path) -> Path:
+        """The object of a source, a new one where the definition concerns it."""
+        own = definition if definition and definition.partition("=")[0] in source.read_text() else ""
+        target = folder / f"{source.name}{own}.o"
+        if not target.exists():
+            done = _run("g++", *options, *([f"-D{own}"] if own else []), "-c", source, "-o", target)
+            assert done.returncode == 0, done.stderr
+        return target
+
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(compiled, sources))
+    linked = _run("g++", *options, *objects, "-o", program)
+    assert linked.returncode == 0, linked.stderr
+
+
 class Emulator:
     """The compiled kernels."""
 
-    def __init__(self, folder: Path, definitions: tuple[str, ...] = ()) -> None:
-        """Compiles them.
+    def __init__(self, program: Path, folder: Path) -> None:
+        """Takes them.
 
         Args:
+            program: As `build` returns it.
             folder: An empty folder to work in.
-            definitions: Macros, as in "NAME=1".
         """
+        self._program = program
         self._folder = folder
-        self._program = _compile(folder, "main.cc", definitions)
 
     def run(
         self,
@@ -109,10 +156,10 @@ class Emulator:
 class RowsEmulator:
     """The compiled kernels for weights in compressed rows."""
 
-    def __init__(self, folder: Path) -> None:
-        """Compiles them, in an empty folder."""
+    def __init__(self, program: Path, folder: Path) -> None:
+        """As `Emulator`, with the program of ``rows_main.cc``."""
+        self._program = program
         self._folder = folder
-        self._program = _compile(folder, "rows_main.cc", (), ("rows.cu", "chain.cu"))
 
     def run(self, what: str, sizes: Sequence[int], out: np.ndarray, **arrays: np.ndarray) -> np.ndarray:
         """Runs one call.
@@ -133,31 +180,6 @@ class RowsEmulator:
     def masks(self, features: int) -> np.ndarray:
         """Those of the last "chain", uint32 (features, words)."""
         return np.fromfile(self._folder / "masks", np.uint32).reshape(features, -1)
-
-
-def _compile(
-    folder: Path, main: str, definitions: tuple[str, ...] = (), kernels: tuple[str, ...] | None = None
-) -> Path:
-    """The program of a main file with the kernels, or some of them."""
-    sources = []
-    for path in sorted((_SOURCE / "cuda").iterdir()):
-        if path.suffix in (".cu", ".cuh", ".h") and path.name != "intrinsics.cuh":
-            copy = folder / (path.name + ".cc" if path.suffix == ".cu" else path.name)
-            copy.write_text(_as_cpp(path.read_text()))
-            sources += [copy] if path.suffix == ".cu" and (kernels is None or path.name in kernels) else []
-    shutil.copy(_HERE / "intrinsics.cuh", folder)
-    sources += [_HERE / "emulator.cc", _HERE / main]
-    options = [*_OPTIONS, *(f"-D{name}" for name in definitions), f"-I{_HERE}", f"-I{folder}", f"-I{_SOURCE}"]
-    objects = [folder / f"{source.name}.o" for source in sources]
-    with ThreadPoolExecutor() as pool:
-        for done in pool.map(
-            lambda pair: _run("g++", *options, "-c", pair[0], "-o", pair[1]), zip(sources, objects, strict=True)
-        ):
-            assert done.returncode == 0, done.stderr
-    program = folder / "emulate"
-    linked = _run("g++", *options, *objects, "-o", program)
-    assert linked.returncode == 0, linked.stderr
-    return program
 
 
 def _as_cpp(source: str) -> str:

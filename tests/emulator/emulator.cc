@@ -11,7 +11,9 @@
 namespace emulator {
 namespace {
 
-constexpr size_t kStackBytes = 256 * 1024;
+constexpr size_t kStackBytes = 64 * 1024;  // the address sanitizer clears its notes of a stack at every switch to it
+constexpr size_t kGuardBytes = 1024;       // at its end, for threads that need more
+constexpr char kGuard = 0x5A;
 constexpr int kWarp = 32;
 
 struct Copy {
@@ -55,8 +57,14 @@ size_t random_below(size_t limit) {
   std::exit(3);
 }
 
+bool overflowed(const Fiber& fiber) {
+  const char* stack = fiber.stack.get();
+  return std::any_of(stack, stack + kGuardBytes, [](char byte) { return byte != kGuard; });
+}
+
 void run_thread() {
   (*running_kernel)();
+  if (overflowed(fibers[current])) fail("a thread's stack is too small: raise kStackBytes");
   fibers[current].state = State::kDone;
   swapcontext(&fibers[current].context, &scheduler);
 }
@@ -79,6 +87,7 @@ void start_threads(dim3 block) {
     fiber.open_copies.clear();
     fiber.closed_copies.clear();
     getcontext(&fiber.context);
+    std::memset(fiber.stack.get(), kGuard, kGuardBytes);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStackBytes;
     makecontext(&fiber.context, run_thread, 0);
