@@ -1,4 +1,4 @@
-"""The gate of every entry: what was given is looked at, its container, kind, shape and range, before it is converted."""
+"""The gate of every entry: container, kind, shape and range of what was given are looked at before it is converted."""
 
 import numbers
 import operator
@@ -110,6 +110,7 @@ def count(name: str, given: Any, lowest: int = 0, highest: int | None = INT32) -
 
 
 def plain_array(name: str, given: Any) -> Any:
+    """Something given as an array of any kind, ValueError where it is none."""
     if isinstance(given, np.ma.MaskedArray):
         raise ValueError(f"{name} must be an array without a mask: call .filled() first")
     if isinstance(given, Array):
@@ -131,6 +132,7 @@ def plain_array(name: str, given: Any) -> Any:
 
 
 def check_kind(name: str, found: Any, dtype: Any) -> None:
+    """Raises ValueError where an array is of a kind that does not convert to the dtype."""
     if dtype is None:
         return
     if jnp.issubdtype(dtype, np.integer):

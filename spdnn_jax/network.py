@@ -408,7 +408,7 @@ def as_network(given: Any) -> SparseNetwork:
     """
     if not isinstance(given, SparseNetwork):
         raise ValueError(
-            f"a SparseNetwork is expected, got {checks.kind_of(given)}: build one with SparseNetwork(layers, activation)"
+            f"a SparseNetwork is expected, got {checks.kind_of(given)}: build SparseNetwork(layers, activation)"
         )
     return given
 

@@ -92,6 +92,7 @@ class Plan:
         if is_new:
             self._check_piece(words, table)
         return Plan(words, table, self.kernel)
+
     def tree_flatten(self) -> tuple[tuple[jax.Array, Rows | None], tuple[PlanTable, planner.Kernel]]:
         """For JAX: the words are leaves, the rest is static."""
         return (self._sound_words(), self.rows), (self.table, self.kernel)

@@ -222,8 +222,7 @@ def _network_batch(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> t
 def _network_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, rows: RowsTable | None, **params: Any) -> Any:
     """Only activations have a tangent, and only in features that are floating-point numbers."""
     y0, _, *row_words = primals
-    y0_dot: Any = tangents[0]
-    has_tangent = not isinstance(y0_dot, ad.Zero) and jnp.issubdtype(y0.dtype, jnp.floating)
+    has_tangent = not isinstance(tangents[0], ad.Zero) and jnp.issubdtype(y0.dtype, jnp.floating)
     if not has_tangent or not params["activations"]:
         results = network_p.bind(*primals, rows=rows, **params)
         return results, [rules.zero_tangent(result) for result in results]
@@ -232,8 +231,9 @@ def _network_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, rows: RowsT
             "the plan holds nothing for derivatives: build it with build_plan(..., derivatives=True), or call "
             "plan.with_derivatives(). To train the weights, too, differentiate spdnn_jax.apply(network, y)"
         )
-    y, masks = chain_p.bind(y0.astype(jnp.float32), *row_words, table=rows)
-    (y_dot,) = chain_derivative_p.bind(y0_dot.astype(jnp.float32), masks, *row_words, table=rows, transposed=False)
+    y0, y0_dot = (jax.lax.convert_element_type(array, jnp.float32) for array in (y0, tangents[0]))
+    y, masks = chain_p.bind(y0, *row_words, table=rows)
+    (y_dot,) = chain_derivative_p.bind(y0_dot, masks, *row_words, table=rows, transposed=False)
     if params["counts"]:
         _, alive, active = network_p.bind(*primals, rows=rows, **params)
     else:

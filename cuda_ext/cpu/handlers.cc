@@ -6,7 +6,7 @@
 #include <tuple>
 #include <utility>
 
-#include "cpu/chain.h"
+#include "cpu/row_chain.h"
 #include "cpu/layer.h"
 #include "cpu/network.h"
 #include "cpu/sampled.h"

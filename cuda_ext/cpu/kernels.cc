@@ -126,7 +126,7 @@ void run(const RunTask& task) { task.index_bits == 16 ? compute_run<uint16_t>(ta
 
 extern const RowKernels SPDNN_CONCATENATE(row_kernels_, SPDNN_KERNELS);
 extern const Kernels SPDNN_CONCATENATE(kernels_, SPDNN_KERNELS);
-const Kernels SPDNN_CONCATENATE(kernels_, SPDNN_KERNELS) = {SPDNN_STRING(SPDNN_KERNELS), kLanes, &run,
-                                                            &SPDNN_CONCATENATE(row_kernels_, SPDNN_KERNELS), &largest_index};
+const Kernels SPDNN_CONCATENATE(kernels_, SPDNN_KERNELS) = {SPDNN_STRING(SPDNN_KERNELS), kLanes, &run, &largest_index,
+                                                            &SPDNN_CONCATENATE(row_kernels_, SPDNN_KERNELS)};
 
 }  // namespace spdnn::cpu

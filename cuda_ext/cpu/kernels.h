@@ -37,8 +37,8 @@ struct Kernels {
   const char* name;
   int lanes;  // floats in a vector
   RunKernel run;
-  const RowKernels* rows;
   LargestIndex largest_index;
+  const RowKernels* rows;
 };
 
 // The kernels for this processor, or those that the environment variable SPDNN_CPU_KERNELS names. Null, with `error`

@@ -4,10 +4,10 @@
 #include <string>
 #include <utility>
 
-#include "chain.h"
+#include "row_chain.h"
 #include "layout/plan_view.h"
 #include "network.h"
-#include "rows.h"
+#include "row_products.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace spdnn::cuda {

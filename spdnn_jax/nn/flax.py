@@ -26,6 +26,7 @@ class SparseLinear(nnx.Module):
         bias: Param, float32 (outputs,).
         indptr: Pattern, int32 (outputs + 1,), as in `SparseLayer`.
         indices: Pattern, int32 (edges,), as in `SparseLayer`.
+        transposed: Pattern, as in `SparseLayer`: what derivatives read.
         inputs: Number of input neurons.
         activation: What follows the sums.
     """
@@ -47,13 +48,15 @@ class SparseLinear(nnx.Module):
         self.bias = nnx.Param(layer.bias)
         self.indptr = Pattern(layer.indptr)
         self.indices = Pattern(layer.indices)
+        self.transposed = Pattern(layer.transposed)
         self.inputs = layer.inputs
         self.activation = activation or Clip.identity()
 
     @property
     def layer(self) -> SparseLayer:
         """The layer as it stands: for `SparseNetwork` and `build_plan` after training."""
-        return SparseLayer(self.indptr[...], self.indices[...], self.values[...], self.bias[...], self.inputs)
+        arrays = (variable[...] for variable in (self.indptr, self.indices, self.values, self.bias))
+        return SparseLayer(*arrays, self.inputs, self.transposed.get_value())
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """float32 (..., inputs) to float32 (..., outputs)."""

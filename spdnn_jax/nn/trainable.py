@@ -35,4 +35,4 @@ def trainable_layer(weights: Any, bias: Any = None) -> SparseLayer:
         values=jnp.broadcast_to(jnp.asarray(layer.values, jnp.float32), (layer.edges,)),
         bias=jnp.broadcast_to(jnp.asarray(layer.bias, jnp.float32), (layer.outputs,)),
         inputs=layer.inputs,
-    )
+    ).with_transposed()

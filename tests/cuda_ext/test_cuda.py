@@ -6,7 +6,19 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from spdnn_jax import Clip, SparseLayer, SparseNetwork, _native, build_plan, categories, infer, layer, ops, pack_bits, planner
+from spdnn_jax import (
+    Clip,
+    SparseLayer,
+    SparseNetwork,
+    _native,
+    build_plan,
+    categories,
+    infer,
+    layer,
+    ops,
+    pack_bits,
+    planner,
+)
 from spdnn_jax.distributed import pieces
 from spdnn_jax.graph_challenge import inputs, oracle, radixnet
 from spdnn_jax.simplify import Compress

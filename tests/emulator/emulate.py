@@ -60,15 +60,15 @@ def build(folder: Path, definition: str = "", main: str = "main.cc") -> Path:
     """Compiles the kernels, once: others who ask for the same folder meanwhile, in other processes, wait.
 
     Args:
-        folder: Where to; of programs with other definitions, only what differs is compiled again.
+        folder: Where to; of programs with other definitions or main files, only what differs is compiled again.
         definition: A macro, as in "NAME=1".
-        main: The file with the program's main function.
+        main: The file of the program itself.
 
     Returns:
         The program.
     """
     folder.mkdir(exist_ok=True)
-    program = folder / f"{Path(main).stem}{definition}"
+    program = folder / f"{main}{definition}.run"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
@@ -157,7 +157,7 @@ class RowsEmulator:
     """The compiled kernels for weights in compressed rows."""
 
     def __init__(self, program: Path, folder: Path) -> None:
-        """As `Emulator`, with the program of ``rows_main.cc``."""
+        """Takes them, as `build` returns them, and an empty folder to work in."""
         self._program = program
         self._folder = folder
 

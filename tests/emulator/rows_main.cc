@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "chain.h"
-#include "rows.h"
+#include "row_chain.h"
+#include "row_products.h"
 
 namespace {
 

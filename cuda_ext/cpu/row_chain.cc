@@ -1,4 +1,4 @@
-#include "cpu/chain.h"
+#include "cpu/row_chain.h"
 
 #include <algorithm>
 #include <atomic>

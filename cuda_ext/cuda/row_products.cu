@@ -2,7 +2,7 @@
 #include <cmath>
 
 #include "launch.h"
-#include "rows.h"
+#include "row_products.h"
 
 namespace spdnn::cuda {
 namespace {

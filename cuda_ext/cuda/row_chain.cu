@@ -1,7 +1,7 @@
 #include <cmath>
 
-#include "chain.h"
-#include "rows.h"
+#include "row_chain.h"
+#include "row_products.h"
 
 namespace spdnn::cuda {
 namespace {
