@@ -106,7 +106,8 @@ def categories(plan: Plan, y0: ArrayLike, *, backend: Backend = "auto") -> jax.A
         backend: As for `infer`.
 
     Returns:
-        bool (features,), or the leading axes of y0: True where some output is not zero. The official files list the 1-based indices of these.
+        bool (features,), or the leading axes of y0: True where some output is not zero. The official files list the
+        1-based indices of these.
 
     Raises:
         ValueError: As for `infer`.
