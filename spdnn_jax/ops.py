@@ -74,7 +74,8 @@ def _plain_xla(
     shapes = jax.eval_shape(flat, *(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (y, *arrays)))
     specs = [P(*own, *[None] * (len(shape.shape) - len(leading))) for shape in shapes[:2]] + [P(None)] * len(shapes[2:])
     with jax.sharding.use_abstract_mesh(sharding.mesh):
-        return jax.sharding.auto_axes(flat, out_sharding=specs)(y, *arrays)
+        run_auto: Any = jax.sharding.auto_axes(flat, out_sharding=specs)
+        return run_auto(y, *arrays)
 
 
 def infer(plan: Plan, y0: ArrayLike, *, backend: Backend = "auto") -> jax.Array:
