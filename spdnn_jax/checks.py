@@ -1,4 +1,4 @@
-"""The gate of every entry: what was given is looked at, its container, kind, shape and range, before it is converted."""
+"""The gate of every entry: container, kind, shape and range of what was given are looked at before it is converted."""
 
 import numbers
 import operator
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import sparse
 
 Array = jax.Array | np.ndarray
@@ -79,7 +80,7 @@ def array(name: str, given: Any, dtype: Any = None, shapes: Sequence[Shape] = ()
         raise ValueError(f"{name} must have shape {' or '.join(map(_written, shapes))}, got {found.shape}")
     if dtype is None or found.dtype == dtype:
         return found
-    if isinstance(found, jax.core.Tracer):
+    if isinstance(found, Tracer):
         return found.astype(dtype)
     return _narrowed(name, found, np.dtype(dtype))
 
@@ -110,6 +111,7 @@ def count(name: str, given: Any, lowest: int = 0, highest: int | None = INT32) -
 
 
 def plain_array(name: str, given: Any) -> Any:
+    """Something given as an array of any kind, ValueError where it is none."""
     if isinstance(given, np.ma.MaskedArray):
         raise ValueError(f"{name} must be an array without a mask: call .filled() first")
     if isinstance(given, Array):
@@ -120,7 +122,7 @@ def plain_array(name: str, given: Any) -> Any:
     if given is None or isinstance(given, str | bytes):
         raise ValueError(f"{name} must be an array, got {kind_of(given)}")
     try:
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(given)):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(given)):
             return jnp.asarray(given)
         found = np.asarray(given)
     except (ValueError, TypeError) as error:
@@ -131,6 +133,7 @@ def plain_array(name: str, given: Any) -> Any:
 
 
 def check_kind(name: str, found: Any, dtype: Any) -> None:
+    """Raises ValueError where an array is of a kind that does not convert to the dtype."""
     if dtype is None:
         return
     if jnp.issubdtype(dtype, np.integer):
@@ -183,7 +186,7 @@ def on_host(name: str, given: Any) -> np.ndarray:
         ValueError: As for `array`, or the array is traced: builders read what they are given.
     """
     found = array(name, given)
-    if isinstance(found, jax.core.Tracer):
+    if isinstance(found, Tracer):
         raise ValueError(f"{name} is traced (inside jit, vmap or grad), but must be known here: build outside, once")
     return np.asarray(found)
 
@@ -200,7 +203,7 @@ def once(found: Any, bound: int, check: Callable[[np.ndarray, int], None]) -> No
         check(found, bound)
         return
     key = id(found), getattr(check, "func", check), bound
-    if isinstance(found, jax.core.Tracer) or _seen.get(key) is found or not found.is_fully_addressable:
+    if isinstance(found, Tracer) or _seen.get(key) is found or not found.is_fully_addressable:
         return
     check(np.asarray(found), bound)
     _seen[key] = found

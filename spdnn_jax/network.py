@@ -210,22 +210,19 @@ class SparseLayer:
             row = int(np.searchsorted(indptr, np.argmin(rises), side="right")) - 1
             raise ValueError(f"{name}: the inputs of output {row} are not ascending and distinct")
         for array, what in ((values, "weight"), (bias, "bias")):
-            with np.errstate(over="ignore"):
-                finite = np.isfinite(array.astype(np.float32, copy=False)).reshape(-1)
-            if not finite.all():
-                position = int(np.argmin(finite))
-                raise ValueError(
-                    f"{name}: {what} {position} is {array.reshape(-1)[position]}, which is not finite as float32"
-                )
+            if not np.isfinite(array).all():
+                position = int(np.argmin(np.isfinite(array.reshape(-1))))
+                raise ValueError(f"{name}: {what} {position} is {array.reshape(-1)[position]}, which is not finite")
         return self
 
-    def converted(self, name: str = "the layer") -> "SparseLayer":
+    def converted(self, name: str = "the layer", *, indices_too: bool = True) -> "SparseLayer":
         """The layer with arrays as the back ends take them, each where it was; what they hold is looked at before.
 
         Of traced arrays, kinds and shapes alone can be looked at.
 
         Args:
             name: What to call the layer in messages.
+            indices_too: Whether to look for edges from inputs that do not exist; the builder of plans does so itself.
 
         Raises:
             ValueError: An array is of another kind or shape or out of range, `indptr` does not rise to the number of
@@ -238,10 +235,11 @@ class SparseLayer:
         indptr = checks.array(f"{name}: indptr", self.indptr, pointers, [(None,)])
         if indptr.shape[0] == 0:
             raise ValueError(f"{name}: indptr must have shape (outputs + 1,), got (0,)")
+        checks.once(indptr, edges, functools.partial(_check_rises, name))
         values = checks.array(f"{name}: values", self.values, np.float32, [(), (edges,)])
         bias = checks.array(f"{name}: bias", self.bias, np.float32, [(), (indptr.shape[0] - 1,)])
-        checks.once(indptr, edges, functools.partial(_check_rises, name))
-        checks.once(indices, inputs, functools.partial(_check_below, name))
+        if indices_too:
+            checks.once(indices, inputs, functools.partial(_check_below, name))
         return dataclasses.replace(self, indptr=indptr, indices=indices, values=values, bias=bias, inputs=inputs)
 
     def _on_device(self) -> "SparseLayer":
@@ -410,7 +408,7 @@ def as_network(given: Any) -> SparseNetwork:
     """
     if not isinstance(given, SparseNetwork):
         raise ValueError(
-            f"a SparseNetwork is expected, got {checks.kind_of(given)}: build one with SparseNetwork(layers, activation)"
+            f"a SparseNetwork is expected, got {checks.kind_of(given)}: build SparseNetwork(layers, activation)"
         )
     return given
 
@@ -561,7 +559,7 @@ def native_arrays(layer: SparseLayer, activation: Clip, number: int) -> dict[str
         ValueError: As `SparseLayer.converted`, or an array is traced. The native code looks at the rest.
     """
     name = f"layer {number}"
-    layer = as_layer(layer, name).converted(name)
+    layer = as_layer(layer, name).converted(name, indices_too=False)
     indptr, indices, values, bias = (checks.on_host(f"{name}: {field}", getattr(layer, field)) for field in _FIELDS)
     return {
         "inputs": layer.inputs,

@@ -79,7 +79,8 @@ def _plain_xla(
     shapes = jax.eval_shape(flat, *(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (y, *arrays)))
     specs = [P(*own, *[None] * (len(shape.shape) - len(leading))) for shape in shapes[:2]] + [P(None)] * len(shapes[2:])
     with jax.sharding.use_abstract_mesh(sharding.mesh):
-        return jax.sharding.auto_axes(flat, out_sharding=specs)(y, *arrays)
+        run_auto: Any = jax.sharding.auto_axes(flat, out_sharding=specs)
+        return run_auto(y, *arrays)
 
 
 def infer(plan: Plan, y0: ArrayLike, *, backend: Backend = "auto") -> jax.Array:
@@ -111,7 +112,8 @@ def categories(plan: Plan, y0: ArrayLike, *, backend: Backend = "auto") -> jax.A
         backend: As for `infer`.
 
     Returns:
-        bool (features,), or the leading axes of y0: True where some output is not zero. The official files list the 1-based indices of these.
+        bool (features,), or the leading axes of y0: True where some output is not zero. The official files list the
+        1-based indices of these.
 
     Raises:
         ValueError: As for `infer`.

@@ -195,8 +195,10 @@ def test_layer(backend: ops.Backend, activation: Clip, one_value: bool) -> None:
 def test_layer_refuses_indices_out_of_range() -> None:
     good = SparseLayer.from_dense(np.ones((4, 4)))
     bad = dataclasses.replace(good, indices=np.asarray(good.indices) + 1)
+    with pytest.raises(ValueError, match="names input 4, but there are 4"):
+        layer(bad, jnp.ones((1, 4)))
     with pytest.raises(jax.errors.JaxRuntimeError, match="names an input neuron that does not exist"):
-        jax.block_until_ready(layer(bad, jnp.ones((1, 4))))
+        jax.block_until_ready(jax.jit(layer)(bad, jnp.ones((1, 4))))
 
 
 def test_wrong_features_are_named() -> None:
@@ -205,10 +207,8 @@ def test_wrong_features_are_named() -> None:
         infer(plan, jnp.zeros((2, 32)))
     with pytest.raises(ValueError, match=r"shape \(features, 2\)"):
         infer(plan, jnp.zeros((2, 33), jnp.uint32))
-    with pytest.raises(ValueError, match="float32, uint8, bool, or uint32"):
-        infer(plan, jnp.zeros((2, 33), jnp.int32))
     with pytest.raises(ValueError, match=r"shape \(features, 33\)"):
-        infer(plan, jnp.zeros(33))
+        infer(plan, jnp.zeros(32))
     with pytest.raises(ValueError, match="backend must be"):
         infer(plan, jnp.zeros((2, 33)), backend="gpu")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"shape \(features, 4\)"):
