@@ -26,7 +26,8 @@ def dense_twin(network: SparseNetwork) -> tuple[Function, tuple[Weights, ...]]:
     def run(weights: Sequence[Weights], y: jax.Array) -> jax.Array:
         for (layer, rows), own, (lower, upper) in zip(layers, weights, bounds_of(network), strict=True):
             matrix = jnp.zeros(layer.shape).at[np.asarray(layer.indices), rows].set(own.values)
-            y = clipped(y @ matrix + jnp.broadcast_to(own.bias, (1, layer.outputs)), lower, upper)
+            sums = jnp.matmul(y, matrix, precision="highest")  # a GPU's default rounds to TF32
+            y = clipped(sums + jnp.broadcast_to(own.bias, (1, layer.outputs)), lower, upper)
         return y
 
     return run, weights
