@@ -33,8 +33,8 @@ def infer(plan: Plan, y0: jax.Array, *, backend: Backend = "auto") -> jax.Array:
     Args:
         plan: The network, from `build_plan`.
         y0: The features, one a row: float32, uint8 or bool of shape (features, plan.inputs), or bit-packed uint32 of
-            shape (features, ceil(plan.inputs / 32)), where bit b of word w is neuron 32 w + b. Finite numbers: the
-            back ends treat NaN differently (the CPU keeps it, CUDA takes it for the lower bound).
+            shape (features, ceil(plan.inputs / 32)), where bit b of word w is neuron 32 w + b. Finite numbers: a
+            sum that is NaN becomes the lower bound, and an infinite one the largest number (docs/numerics.md).
         backend: `auto` for the native back end, `xla` for plain XLA operations.
 
     Returns:

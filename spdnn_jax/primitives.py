@@ -17,7 +17,7 @@ from jax.interpreters import ad, batching, mlir
 
 from spdnn_jax import _native, layout, planner
 from spdnn_jax._native import LAYER_TARGET, NETWORK_TARGET
-from spdnn_jax.activation import Clip
+from spdnn_jax.activation import Clip, clipped
 from spdnn_jax.layout import PlanTable
 
 PACKED = jnp.uint32
@@ -35,12 +35,6 @@ def unpack(y0: jax.Array, inputs: int) -> jax.Array:
         return y0.astype(jnp.float32)
     bits = (y0[:, :, None] >> jnp.arange(_BITS, dtype=PACKED)) & PACKED(1)
     return bits.reshape(y0.shape[0], y0.shape[1] * _BITS)[:, :inputs].astype(jnp.float32)
-
-
-def _clip(sums: jax.Array, activation: Clip) -> jax.Array:
-    if not np.isinf(activation.lower):
-        sums = jnp.maximum(sums, jnp.float32(activation.lower))
-    return sums if np.isinf(activation.upper) else jnp.minimum(sums, jnp.float32(activation.upper))
 
 
 def _zero_column(y: jax.Array) -> jax.Array:
@@ -79,7 +73,8 @@ def _layer_of_plan_xla(
     ]
     sums = jnp.concatenate(sums, axis=1) if sums else _zero_column(y)[:, :0]
     bias = layout.layer_bias(words, layer, offsets[0])
-    return _clip(sums + jnp.broadcast_to(bias, (1, sums.shape[1])), layout.clip_of(layer))
+    sums += jnp.broadcast_to(bias, (1, sums.shape[1]))
+    return clipped(sums, layer["lower"], layer["upper"])
 
 
 def _count_active(y: jax.Array) -> jax.Array:
@@ -148,7 +143,8 @@ def layer_xla(
     rows = jnp.searchsorted(indptr, jnp.arange(indices.shape[0], dtype=indptr.dtype), side="right") - 1
     products = (y[:, indices] * jnp.broadcast_to(values, indices.shape)[None]).T
     sums = jax.ops.segment_sum(products, rows, num_segments=outputs, indices_are_sorted=True).T
-    return _clip(sums + jnp.broadcast_to(bias, (1, outputs)), activation)
+    sums += jnp.broadcast_to(bias, (1, outputs))
+    return clipped(sums, activation.lower, activation.upper)
 
 
 # --- network_p --------------------------------------------------------------------------------------------------------

@@ -143,8 +143,8 @@ ffi::Error layer(ffi::ThreadPool pool, ffi::Buffer<DataType::F32> y, ffi::AnyBuf
     call.single_value = values.dimensions().size() == 0;
     call.bias = bias.typed_data();
     call.single_bias = bias.dimensions().size() == 0;
-    call.lower = lower;
-    call.upper = upper;
+    call.lower = finite_bound(lower);
+    call.upper = finite_bound(upper);
     call.result = result->typed_data();
     const std::string problem = check_shapes(call, count_of(indptr), count_of(values), count_of(bias));
     return problem.empty() ? run_layer(call, helpers_of(pool), scheduler_of(pool)) : problem;

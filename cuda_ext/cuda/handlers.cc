@@ -91,8 +91,8 @@ ffi::Error layer(cudaStream_t stream, ffi::Buffer<ffi::DataType::F32> y, ffi::Bu
   call.single_value = values.dimensions().size() == 0;
   call.bias = bias.typed_data();
   call.single_bias = bias.dimensions().size() == 0;
-  call.lower = lower;
-  call.upper = upper;
+  call.lower = finite_bound(lower);
+  call.upper = finite_bound(upper);
   call.result = result->typed_data();
   return from_cuda(run_layer(call, stream));
 }
