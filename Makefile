@@ -15,8 +15,8 @@ LINT_READY := $(VENV)/ready-lint
 TEST_CUDA := $(if $(shell command -v nvcc),ON,OFF)
 
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install
-CUDA_ON := -C cmake.define.SPDNN_CUDA=ON
-TEST_BUILD := -C cmake.define.SPDNN_CUDA=$(TEST_CUDA)
+CUDA_ON := --config-settings=cmake.define.SPDNN_CUDA=ON
+TEST_BUILD := --config-settings=cmake.define.SPDNN_CUDA=$(TEST_CUDA)
 
 PYTHONS = $(shell IFS=:; for folder in $$PATH; do ls $$folder/python3.1[1-9] $$folder/python3.[2-9][0-9]; done 2>/dev/null)
 

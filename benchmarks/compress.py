@@ -62,7 +62,7 @@ def measure(name: str, network: Callable[[], SparseNetwork], y0: np.ndarray, rep
         start = time.perf_counter()
         plan = build_plan(network(), compress=compress)
         seconds = time.perf_counter() - start
-        compiled = ops.categories.lower(plan, on_device).compile()
+        compiled = jax.jit(ops.categories).lower(plan, on_device).compile(compiler_options=ops.COMPILER_OPTIONS)
         answers[compress] = np.asarray(compiled(plan, on_device))
         runs[compress] = lambda compiled=compiled, plan=plan: jax.block_until_ready(compiled(plan, on_device))
         figures[compress] = {

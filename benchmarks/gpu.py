@@ -122,7 +122,7 @@ def _measure_one(measurement: Measurement, results: Results) -> None:
 
 
 def _measure_plan(plan: Plan, y0: jax.Array, settings: argparse.Namespace, calls: int | None = None) -> Timing:
-    compiled = ops.categories.lower(plan, y0).compile()
+    compiled = jax.jit(ops.categories).lower(plan, y0).compile(compiler_options=ops.COMPILER_OPTIONS)
     return measure(lambda: compiled(plan, y0), jax.block_until_ready, repeats=settings.repeats, calls=calls)
 
 

@@ -18,7 +18,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sanitize_cases import AGREED
+_FOLDER = Path(__file__).parent
+sys.path.append(str(_FOLDER))  # which PYTHONSAFEPATH=1 leaves out, here and in the cases
+from sanitize_cases import AGREED  # noqa: E402
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
@@ -35,6 +37,7 @@ _ENVIRONMENT = {  # one device allocation for each array: the sanitizer then see
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "XLA_PYTHON_CLIENT_ALLOCATOR": "platform",
     "JAX_PLATFORMS": "cuda,cpu",
+    "PYTHONPATH": os.pathsep.join([str(_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
 
 
@@ -91,7 +94,7 @@ class Run:
 
 def run_tool(sanitizer: str, tool: str, timeout: float) -> Run:
     """Runs the cases under one tool, for `timeout` seconds at most."""
-    cases = [sys.executable, str(Path(__file__).with_name("sanitize_cases.py")), *(["--tiny"] if tool in _TINY else [])]
+    cases = [sys.executable, str(_FOLDER / "sanitize_cases.py"), *(["--tiny"] if tool in _TINY else [])]
     with tempfile.TemporaryDirectory() as folder:
         log, printed = Path(folder) / "log", Path(folder) / "printed"
         options = [*_COMMON_OPTIONS, f"--log-file={log}", *_OPTIONS.get(tool, [])]

@@ -19,16 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from random_layers import random_layer
 
-from spdnn_jax import SparseNetwork, _native, build_plan, infer, ops, planner
+from spdnn_jax import SparseNetwork, _native, build_plan, infer, ops, pack_bits, planner
 from spdnn_jax.graph_challenge import oracle, radixnet
-from spdnn_jax.graph_challenge.inputs import pack_bits
 from spdnn_jax.plan import Plan
 from spdnn_jax.simplify import Compress
 
 LAYER = "layer"
 """Beside the families: the kernel of the single-layer primitive, `spdnn_jax.layer`."""
 
-FAMILIES: tuple[str, ...] = (*(kernel for kernel in planner.KERNELS if kernel != "auto"), LAYER)
+FAMILIES: tuple[str, ...] = (*planner.KERNELS, LAYER)
 
 AGREED = "all cases agree with the oracle"
 """The last line of a run that went well."""
@@ -84,6 +83,7 @@ def cases() -> list[Case]:
     shared_value = functools.partial(_chain, (100, 160, 50), 12, share=20, one_value=True)
     challenge = functools.partial(radixnet.network, 64, 14)
     searched = functools.partial(_chain, (40,) * 36, 40)
+    mixed = functools.partial(_chain, (60, 70, 17000, 50, 40), 6, share=4)
     wide = functools.partial(_chain, (70001, 50, 70001, 4), 40)
     forms = ("uint8", "packed", "bool", "float32")
     sizes = sorted({size for tile in _TILES for size in (tile - 1, tile, tile + 1)})
@@ -99,6 +99,7 @@ def cases() -> list[Case]:
         Case("challenge network", challenge, 200, "packed", tiny=True),
         Case("rows of 0 and 5,000 edges", _uneven_rows, 37),
         Case("indices of 32 bits", wide, 5),
+        Case("layers of several families", mixed, 37, "uint8", tiny=True),
         Case("equal features are looked for", searched, 70, "uint8", tiny=True, compress="full"),
     ]
 
@@ -120,7 +121,7 @@ def run_case(case: Case, family: str) -> bool:
 
     Args:
         case: The case.
-        family: One of `FAMILIES`, or "auto".
+        family: One of `FAMILIES`.
 
     Raises:
         AssertionError: The result is not the oracle's.

@@ -20,6 +20,7 @@
 #include "io/tsv.h"
 #include "layout/plan_builder.h"
 #include "layout/plan_check.h"
+#include "layout/plan_rows.h"
 #include "layout/simplify.h"
 #include "layout/spdnn_layout.h"
 #include "xla/ffi/api/c_api.h"
@@ -29,6 +30,9 @@ namespace nb = nanobind;
 extern "C" {
 XLA_FFI_Error* SpdnnNetworkCpu(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_Error* SpdnnLayerCpu(XLA_FFI_CallFrame* call_frame);
+XLA_FFI_Error* SpdnnSampledCpu(XLA_FFI_CallFrame* call_frame);
+XLA_FFI_Error* SpdnnChainCpu(XLA_FFI_CallFrame* call_frame);
+XLA_FFI_Error* SpdnnChainDerivativeCpu(XLA_FFI_CallFrame* call_frame);
 }
 
 namespace spdnn {
@@ -69,6 +73,7 @@ const char* type_code<float>() {
 Fields header_fields() { return {SPDNN_HEADER_FIELDS(SPDNN_DESCRIBE_FIELD)}; }
 Fields layer_fields() { return {SPDNN_LAYER_FIELDS(SPDNN_DESCRIBE_FIELD)}; }
 Fields run_fields() { return {SPDNN_RUN_FIELDS(SPDNN_DESCRIBE_FIELD)}; }
+Fields rows_fields() { return {SPDNN_ROWS_FIELDS(SPDNN_DESCRIBE_FIELD)}; }
 
 // Keeps the NumPy arrays of a layer until the builder, which runs without the GIL, is done with them.
 std::shared_ptr<void> keep_alive(nb::object object) {
@@ -168,6 +173,22 @@ void check_plan_records(Array<int64_t> records, int64_t words) {
   if (!wrong.empty()) throw std::invalid_argument(wrong);
 }
 
+// The rows of a plan: their records, as 64-bit words, and their words.
+std::pair<Vector<int64_t>, Vector<uint32_t>> plan_rows(Array<int64_t> records, Array<uint32_t> words) {
+  PlanView plan;
+  const int64_t size = static_cast<int64_t>(words.shape(0));
+  const std::string wrong = check_records(records.data(), static_cast<int64_t>(records.shape(0)), size, &plan);
+  if (!wrong.empty()) throw std::invalid_argument(wrong);
+  PlanRows rows;
+  {
+    nb::gil_scoped_release no_gil;
+    rows = build_rows(plan, words.data());
+  }
+  const int64_t* first = reinterpret_cast<const int64_t*>(rows.layers.data());
+  const size_t count = rows.layers.size() * sizeof(RowsLayer) / sizeof(int64_t);
+  return {to_numpy(std::vector<int64_t>(first, first + count)), to_numpy(std::move(rows.words))};
+}
+
 std::tuple<Vector<int32_t>, Vector<int32_t>, Vector<float>, int64_t> parse_table(Array<uint8_t> text, int threads) {
   TsvTable table;
   {
@@ -209,10 +230,13 @@ NB_MODULE(_core, module) {
   module.attr("EDGE_CHUNK") = kEdgeChunk;
   module.attr("STAGED_ROWS") = kStagedRows;
   module.attr("STAGED_INPUTS") = kStagedInputs;
+  module.attr("MASK_BITS") = kMaskBits;
   module.attr("WORD_ALIGNMENT") = spdnn::kWordAlignment;
   module.def("header_fields", &header_fields);
   module.def("layer_fields", &layer_fields);
   module.def("run_fields", &run_fields);
+  module.def("rows_fields", &rows_fields);
+  module.def("build_rows", &plan_rows, nb::arg("records"), nb::arg("words"));
   module.def("check_plan", &check_plan_contents, nb::arg("records"), nb::arg("words"));
   module.def("check_plan_records", &check_plan_records, nb::arg("records"), nb::arg("words"));
   module.def("parse_table", &parse_table, nb::arg("text"), nb::arg("threads"));
@@ -222,15 +246,18 @@ NB_MODULE(_core, module) {
     nb::dict handlers;
     handlers["spdnn_network"] = nb::capsule(reinterpret_cast<void*>(&SpdnnNetworkCpu));
     handlers["spdnn_layer"] = nb::capsule(reinterpret_cast<void*>(&SpdnnLayerCpu));
+    handlers["spdnn_sampled"] = nb::capsule(reinterpret_cast<void*>(&SpdnnSampledCpu));
+    handlers["spdnn_chain"] = nb::capsule(reinterpret_cast<void*>(&SpdnnChainCpu));
+    handlers["spdnn_chain_derivative"] = nb::capsule(reinterpret_cast<void*>(&SpdnnChainDerivativeCpu));
     return handlers;
   });
   nb::class_<PlanBuilder>(module, "PlanBuilder")
       .def(
           "__init__",
-          [](PlanBuilder* builder, int threads, double staged_below, int64_t staged_wider_than) {
-            new (builder) PlanBuilder(threads, StagedRule{staged_below, staged_wider_than});
+          [](PlanBuilder* builder, int threads, double staged_below, int64_t staged_wider_than, double single_below) {
+            new (builder) PlanBuilder(threads, LayoutRule{staged_below, staged_wider_than, single_below});
           },
-          nb::arg("threads"), nb::arg("staged_below"), nb::arg("staged_wider_than"))
+          nb::arg("threads"), nb::arg("staged_below"), nb::arg("staged_wider_than"), nb::arg("single_below"))
       .def("add", &add_to_plan, nb::arg("inputs"), nb::arg("indptr"), nb::arg("indices"), nb::arg("values"),
            nb::arg("bias"), nb::arg("lower"), nb::arg("upper"), nb::arg("origin").none() = nb::none())
       .def("finish", &finish, nb::arg("expansion").none() = nb::none(), nb::arg("merge_features") = false);

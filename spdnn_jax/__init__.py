@@ -18,9 +18,12 @@ if _is_command():
 try:
     from spdnn_jax.activation import Clip
     from spdnn_jax.distributed.mesh import categories_sharded, feature_mesh, infer_sharded, replicate
+    from spdnn_jax.exporting import export_checks
+    from spdnn_jax.features import pack_bits
     from spdnn_jax.network import SparseLayer, SparseNetwork
-    from spdnn_jax.ops import categories, infer, layer
+    from spdnn_jax.ops import apply, categories, infer, layer
     from spdnn_jax.plan import Plan, build_plan
+    from spdnn_jax.training import trainable, with_weights
 except ImportError as error:  # no native core, or one that the installed jaxlib is too old for
     if not _is_command():
         raise
@@ -31,13 +34,18 @@ __all__ = [
     "Plan",
     "SparseLayer",
     "SparseNetwork",
+    "apply",
     "build_plan",
     "categories",
     "categories_sharded",
+    "export_checks",
     "feature_mesh",
     "infer",
     "infer_sharded",
     "layer",
+    "pack_bits",
     "replicate",
+    "trainable",
+    "with_weights",
 ]
 __version__ = "0.1.0"

@@ -8,10 +8,20 @@ EDGE_CHUNK: int
 STAGED_ROWS: int
 STAGED_INPUTS: int
 WORD_ALIGNMENT: int
+MASK_BITS: int
 
 def header_fields() -> list[tuple[str, str]]: ...
 def layer_fields() -> list[tuple[str, str]]: ...
 def run_fields() -> list[tuple[str, str]]: ...
+def rows_fields() -> list[tuple[str, str]]: ...
+def build_rows(records: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A plan's layers in compressed rows: their records, int64, and their words, uint32.
+
+    Args:
+        records: int64, the records of the plan.
+        words: uint32 (words,), the plan.
+    """
+
 def ffi_api_version() -> tuple[int, int]: ...
 def end_on_abort(descriptor: int, text: str) -> None:
     """Where native code aborts the process from now on, it writes this text, and exits with 1."""
@@ -65,7 +75,7 @@ class Simplifier:
     def expansion(self) -> np.ndarray: ...
 
 class PlanBuilder:
-    def __init__(self, threads: int, staged_below: float, staged_wider_than: int) -> None: ...
+    def __init__(self, threads: int, staged_below: float, staged_wider_than: int, single_below: float) -> None: ...
     def add(
         self,
         inputs: int,

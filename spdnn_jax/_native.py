@@ -21,6 +21,9 @@ except ImportError as error:  # a source tree without a build, or a build for an
 
 NETWORK_TARGET = "spdnn_network"
 LAYER_TARGET = "spdnn_layer"
+SAMPLED_TARGET = "spdnn_sampled"
+CHAIN_TARGET = "spdnn_chain"
+CHAIN_DERIVATIVE_TARGET = "spdnn_chain_derivative"
 
 CUDA_LIBRARY = Path(str(core.__file__)).with_name("_cuda.so")
 """The CUDA back end, where it was built: beside the core, which an editable install keeps out of the source tree."""
@@ -91,7 +94,14 @@ def _register_cuda() -> None:
     """Registers the CUDA handlers, which load without a driver, so that programs can be lowered for a GPU anywhere."""
     if not has_cuda_library():
         return
-    for name, symbol in ((NETWORK_TARGET, "SpdnnNetworkCuda"), (LAYER_TARGET, "SpdnnLayerCuda")):
+    symbols = {
+        NETWORK_TARGET: "SpdnnNetworkCuda",
+        LAYER_TARGET: "SpdnnLayerCuda",
+        SAMPLED_TARGET: "SpdnnSampledCuda",
+        CHAIN_TARGET: "SpdnnChainCuda",
+        CHAIN_DERIVATIVE_TARGET: "SpdnnChainDerivativeCuda",
+    }
+    for name, symbol in symbols.items():
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(_cuda(), symbol)), platform="CUDA")
 
 
@@ -100,6 +110,10 @@ def _cuda() -> ctypes.CDLL:
     library = ctypes.CDLL(str(CUDA_LIBRARY))
     library.spdnn_cuda_workspace_bytes.restype = ctypes.c_int64
     library.spdnn_cuda_workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    library.spdnn_cuda_sampled_workspace_bytes.restype = ctypes.c_int64
+    library.spdnn_cuda_sampled_workspace_bytes.argtypes = [ctypes.c_int64] * 2
+    library.spdnn_cuda_chain_workspace_bytes.restype = ctypes.c_int64
+    library.spdnn_cuda_chain_workspace_bytes.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
     return library
 
 
@@ -116,6 +130,16 @@ def cuda_workspace_bytes(records: np.ndarray, features: int) -> int:
         features: Number of features in a call.
     """
     return _cuda().spdnn_cuda_workspace_bytes(records.ctypes.data, records.size, features)
+
+
+def cuda_sampled_workspace_bytes(features: int, edges: int) -> int:
+    """As `cuda_workspace_bytes`, of the derivative in the values of a layer."""
+    return _cuda().spdnn_cuda_sampled_workspace_bytes(features, edges)
+
+
+def cuda_chain_workspace_bytes(records: np.ndarray, words: int, features: int) -> int:
+    """As `cuda_workspace_bytes`, of a plan's rows: their records, and how many words they have."""
+    return _cuda().spdnn_cuda_chain_workspace_bytes(records.ctypes.data, records.size, words, features)
 
 
 _check_version()

@@ -1,20 +1,21 @@
 """Sparse layers and networks: frozen pytrees, built from SciPy, BCOO, BCSR or dense matrices; validation; saving."""
 
+import dataclasses
 import functools
 import json
-import numbers
 import operator
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import sparse
 
+from spdnn_jax import checks
 from spdnn_jax._extras import require
 from spdnn_jax._files import replacing
 from spdnn_jax._tensors import TensorFile, TensorWriter, digest
@@ -27,24 +28,43 @@ Array = jax.Array | np.ndarray
 Duplicates = Literal["sum", "refuse"]
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["indptr", "outputs", "edges"], meta_fields=[])
+@dataclass(frozen=True, eq=False)
+class TransposedIndex:
+    """The edges of a layer once more, compressed by input neuron: what a derivative reads.
+
+    Attributes:
+        indptr: int32 (inputs + 1,): the edges of input neuron i are indptr[i] .. indptr[i + 1] of the two that follow.
+        outputs: int32 (edges,): the output neuron of each edge, ascending inside an input.
+        edges: int32 (edges,): the number of each edge in the layer.
+    """
+
+    indptr: Array
+    outputs: Array
+    edges: Array
+
+
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["indptr", "indices", "values", "bias"],
+    data_fields=["indptr", "indices", "values", "bias", "transposed"],
     meta_fields=["inputs"],
 )
 @dataclass(frozen=True, eq=False)
 class SparseLayer:
     """One layer: its edges in rows compressed by output neuron, and its bias.
 
-    A pytree; the constructor stores what it is given, so that JAX can rebuild a layer from traced arrays. Build layers
-    with `from_scipy`, `from_bcoo` or `from_dense`, or call `validate` on one built from raw arrays.
+    A pytree; the constructor stores what it is given, so that JAX can rebuild a layer around whatever it puts in the
+    place of arrays. Build layers with `from_scipy`, `from_bcoo` or `from_dense`, which put them on the default device;
+    one built from raw arrays, of these dtypes or of others that convert, is looked at where it is used.
 
     Attributes:
-        indptr: int64 (outputs + 1,): the edges of output neuron j are indptr[j] .. indptr[j + 1].
+        indptr: int32 (outputs + 1,): the edges of output neuron j are indptr[j] .. indptr[j + 1]. From 2^31 edges on
+            int64, on the host.
         indices: int32 (edges,): the input neuron of each edge, ascending and distinct inside an output.
         values: float32 (edges,): the weights; or (), one weight for all edges.
         bias: float32 (outputs,), or (), one for all outputs.
         inputs: Number of input neurons.
+        transposed: The index that derivatives read, from `with_transposed`; None: each of them works it out anew.
     """
 
     indptr: Array
@@ -52,6 +72,7 @@ class SparseLayer:
     values: Array
     bias: Array
     inputs: int
+    transposed: TransposedIndex | None = None
 
     @property
     def outputs(self) -> int:
@@ -79,13 +100,15 @@ class SparseLayer:
 
         Args:
             matrix: scipy.sparse array or matrix, weights of shape (inputs, outputs). Explicit zeros are kept as edges.
-            bias: A number, or one for each output.
+            bias: A number, or one for each output; None for none.
             duplicates: What to do where an edge is stored twice: ``"sum"`` the weights, or ``"refuse"``.
 
         Raises:
-            ValueError: A weight or bias is not finite, the bias has another length, or an edge is stored twice and
-                duplicates are refused.
+            ValueError: It is no SciPy matrix, a weight or bias is not finite or overflows float32, the bias has another
+                length, or an edge is stored twice and duplicates are refused.
         """
+        if not checks.is_scipy(matrix):
+            _refuse("from_scipy", "a SciPy sparse matrix", matrix)
         coordinates = matrix.tocoo()
         return cls._from_edges(coordinates.row, coordinates.col, coordinates.data, matrix.shape, bias, duplicates)
 
@@ -97,17 +120,19 @@ class SparseLayer:
 
         Args:
             matrix: The weights. Entries that pad (indices out of bounds) are left out, as JAX does.
-            bias: A number, or one for each output.
+            bias: A number, or one for each output; None for none.
             duplicates: As for `from_scipy`.
 
         Raises:
             ValueError: As for `from_scipy`, or the matrix has batch or dense axes.
         """
+        if not checks.is_bcoo(matrix):
+            _refuse("from_bcoo", "a BCOO or BCSR matrix", matrix)
         if isinstance(matrix, sparse.BCSR):
             matrix = matrix.to_bcoo()
         if matrix.n_batch or matrix.n_dense or matrix.ndim != 2:
             raise ValueError(f"the weights must be a plain sparse matrix, got {matrix}: remove batch and dense axes")
-        indices, values = np.asarray(matrix.indices), np.asarray(matrix.data)
+        indices, values = checks.on_host("the indices", matrix.indices), checks.on_host("the weights", matrix.data)
         inside = (indices < np.asarray(matrix.shape)).all(axis=1)
         row, column = indices[inside].T
         return cls._from_edges(row, column, values[inside], matrix.shape, bias, duplicates)
@@ -117,9 +142,12 @@ class SparseLayer:
         """A layer from a dense matrix of shape (inputs, outputs); its zeros are no edges.
 
         Raises:
-            ValueError: The matrix has not two axes, a weight or bias is not finite, or the bias has another length.
+            ValueError: It is no dense matrix, a weight or bias is not finite or overflows float32, or the bias has
+                another length.
         """
-        dense = np.asarray(matrix)
+        if checks.is_scipy(matrix) or checks.is_bcoo(matrix) or isinstance(matrix, SparseLayer | SparseNetwork):
+            _refuse("from_dense", "a dense matrix", matrix)
+        dense = np.asarray(checks.on_host("the weights", matrix))
         if dense.ndim != 2:
             raise ValueError(f"the weights must be a matrix (inputs, outputs), got shape {dense.shape}")
         row, column = np.nonzero(dense)
@@ -133,9 +161,9 @@ class SparseLayer:
             raise ValueError(f"duplicates must be 'sum' or 'refuse', got {duplicates!r}")
         if len(shape) != 2:
             raise ValueError(f"the weights must be a matrix (inputs, outputs), got shape {tuple(shape)}")
-        if np.iscomplexobj(values):
-            raise ValueError("the weights are complex: pass real ones")
-        inputs, outputs = (int(size) for size in shape)
+        inputs, outputs = (checks.count("the number of neurons", size) for size in shape)
+        if not jnp.isdtype(values.dtype, ("real floating", "integral", "bool")):
+            raise ValueError(f"the weights must be real numbers, got {values.dtype}")
         row, column = np.asarray(row, np.int64), np.asarray(column, np.int64)
         if min(row.min(initial=0), column.min(initial=0)) < 0:
             raise ValueError("an edge names a negative neuron: neurons count from 0")
@@ -155,9 +183,8 @@ class SparseLayer:
             row, column = row[first], column[first]
         indptr = np.zeros(outputs + 1, np.int64)
         np.cumsum(np.bincount(column, minlength=outputs), out=indptr[1:])
-        with np.errstate(over="ignore"):  # validate names what does not fit
-            values = values.astype(np.float32)
-        return cls(indptr, row.astype(np.int32), values, np.asarray(bias, np.float32), inputs).validate()
+        bias = checks.on_host("the bias", 0.0 if bias is None else bias)
+        return cls(indptr, row, values, bias, inputs).validate().converted()._on_device()
 
     def validate(self, name: str = "the layer") -> "SparseLayer":
         """Checks the arrays on the host.
@@ -172,25 +199,10 @@ class SparseLayer:
             ValueError: Shapes or kinds of numbers do not fit, an index is out of range, indices are not ascending, or a
                 weight or bias is not finite.
         """
-        if not isinstance(self.inputs, numbers.Integral) or self.inputs < 0:
-            raise ValueError(f"{name}: the number of inputs must be an integer from 0 on, got {self.inputs!r}")
-        indptr, indices = np.asarray(self.indptr), np.asarray(self.indices)
-        values, bias = np.asarray(self.values), np.asarray(self.bias)
-        if indptr.ndim != 1 or indptr.size == 0 or indices.ndim != 1:
-            raise ValueError(f"{name}: indptr must have shape (outputs + 1,) and indices (edges,)")
-        if indptr.dtype.kind not in "iu" or indices.dtype.kind not in "iu":
-            raise ValueError(f"{name}: indptr and indices must be integers, got {indptr.dtype} and {indices.dtype}")
-        if not all(jnp.isdtype(array.dtype, ("real floating", "integral")) for array in (values, bias)):
-            raise ValueError(f"{name}: values and bias must be real numbers, got {values.dtype} and {bias.dtype}")
-        if values.shape not in ((), indices.shape):
-            raise ValueError(f"{name}: values must have shape () or ({indices.size},), got {values.shape}")
-        if bias.shape not in ((), (self.outputs,)):
-            raise ValueError(f"{name}: bias must have shape () or ({self.outputs},), got {bias.shape}")
-        if indptr[0] != 0 or indptr[-1] != indices.size or (np.diff(indptr) < 0).any():
-            raise ValueError(f"{name}: indptr must rise from 0 to the number of edges, {indices.size}")
-        if indices.size and not (indices.min() >= 0 and indices.max() < self.inputs):
-            wrong = indices[(indices < 0) | (indices >= self.inputs)][0]
-            raise ValueError(f"{name}: an edge names input {wrong}, but there are {self.inputs} inputs, from 0 on")
+        layer = self.converted(name)
+        indptr, indices, values, bias = (
+            np.asarray(checks.on_host(name, array)) for array in (layer.indptr, layer.indices, layer.values, layer.bias)
+        )
         rises = np.diff(indices) > 0
         starts = indptr[1:-1]
         rises[starts[(starts > 0) & (starts < indices.size)] - 1] = True
@@ -206,6 +218,49 @@ class SparseLayer:
                     f"{name}: {what} {position} is {array.reshape(-1)[position]}, which is not finite as float32"
                 )
         return self
+
+    def converted(self, name: str = "the layer") -> "SparseLayer":
+        """The layer with arrays as the back ends take them, each where it was; what they hold is looked at before.
+
+        Of traced arrays, kinds and shapes alone can be looked at.
+
+        Args:
+            name: What to call the layer in messages.
+
+        Raises:
+            ValueError: An array is of another kind or shape or out of range, `indptr` does not rise to the number of
+                edges, or an edge names an input that does not exist.
+        """
+        inputs = checks.count(f"{name}: inputs", self.inputs)
+        indices = checks.array(f"{name}: indices", self.indices, np.int32, [(None,)])
+        edges = indices.shape[0]
+        pointers = np.int32 if edges <= checks.INT32 else np.int64
+        indptr = checks.array(f"{name}: indptr", self.indptr, pointers, [(None,)])
+        if indptr.shape[0] == 0:
+            raise ValueError(f"{name}: indptr must have shape (outputs + 1,), got (0,)")
+        values = checks.array(f"{name}: values", self.values, np.float32, [(), (edges,)])
+        bias = checks.array(f"{name}: bias", self.bias, np.float32, [(), (indptr.shape[0] - 1,)])
+        checks.once(indptr, edges, functools.partial(_check_rises, name))
+        checks.once(indices, inputs, functools.partial(_check_below, name))
+        return dataclasses.replace(self, indptr=indptr, indices=indices, values=values, bias=bias, inputs=inputs)
+
+    def _on_device(self) -> "SparseLayer":
+        arrays = {field: getattr(self, field) for field in _FIELDS}
+        if self.edges > checks.INT32:  # JAX would cut 64-bit row pointers
+            del arrays["indptr"]
+        return dataclasses.replace(self, **{field: jnp.asarray(array) for field, array in arrays.items()})
+
+    def with_transposed(self) -> "SparseLayer":
+        """The layer with the index that derivatives read, worked out once, on the host.
+
+        It takes 8 bytes an edge, and stays right whatever becomes of values and bias.
+        """
+        indptr, indices = np.asarray(self.indptr), np.asarray(self.indices)
+        edges = np.argsort(indices, kind="stable").astype(np.int32)
+        starts = np.searchsorted(indices[edges], np.arange(self.inputs + 1)).astype(np.int32)
+        rows = np.repeat(np.arange(self.outputs, dtype=np.int32), np.diff(indptr))
+        index = TransposedIndex(*(jnp.asarray(array) for array in (starts, rows[edges], edges)))
+        return dataclasses.replace(self, transposed=index)
 
     def to_scipy(self) -> "scipy.sparse.csc_array":
         """The weights as a SciPy matrix, float32, shape (inputs, outputs)."""
@@ -239,14 +294,15 @@ class SparseNetwork:
         """A network.
 
         Args:
-            layers: The layers in order.
+            layers: The layers in order. A SciPy matrix (inputs, outputs) is taken as a layer without bias.
             activation: One for all layers, or one a layer; by default the challenge's ``Clip.relu(32)``.
             cap: Short for ``activation=Clip.relu(cap)``.
 
         Raises:
-            ValueError: There is no layer, two layers do not fit, or the activations are not as many, or are none.
+            ValueError: There is no layer, one of them is none, two do not fit, or the activations are not as many, or
+                are none.
         """
-        pairs = tuple(paired(layers, resolve(activation, cap)))
+        pairs = tuple(paired(as_layers(layers), resolve(activation, cap)))
         if not pairs:
             raise ValueError("a network needs at least one layer")
         self._hold(tuple(layer for layer, _ in pairs), tuple(clip for _, clip in pairs))
@@ -315,6 +371,66 @@ class SparseNetwork:
             return cls(layers, file.activation).validate()
         except ValueError as error:
             raise file.named(error) from None
+
+
+def as_layer(given: Any, name: str = "the layer") -> SparseLayer:
+    """Something given as a layer: one, or a SciPy matrix, which is taken as one without bias.
+
+    Raises:
+        ValueError: It is neither, or its indptr is no vector; the message names the builder that takes it.
+    """
+    if checks.is_scipy(given):
+        return SparseLayer.from_scipy(given)
+    if not isinstance(given, SparseLayer):
+        cure = f"build it with {checks.constructor_for(given)}"
+        if isinstance(given, SparseNetwork):
+            cure = "pass one of its layers, or call spdnn_jax.apply"
+        raise ValueError(f"{name} must be a SparseLayer or a SciPy matrix, got {checks.kind_of(given)}: {cure}")
+    checks.array(f"{name}: indptr", given.indptr, shapes=[(None,)])
+    checks.array(f"{name}: indices", given.indices, shapes=[(None,)])
+    return given
+
+
+def as_layers(given: Any) -> Iterator[SparseLayer]:
+    """Each of the layers given, as `as_layer`, when it is asked for.
+
+    Raises:
+        ValueError: They are no iterable of layers.
+    """
+    if not isinstance(given, Iterable) or isinstance(given, str | bytes | dict) or checks.is_scipy(given):
+        raise ValueError(f"the layers must come as a list or another iterable, got {checks.kind_of(given)}")
+    return (as_layer(layer, f"layer {number}") for number, layer in enumerate(given, start=1))
+
+
+def as_network(given: Any) -> SparseNetwork:
+    """A network, looked at.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(given, SparseNetwork):
+        raise ValueError(
+            f"a SparseNetwork is expected, got {checks.kind_of(given)}: build one with SparseNetwork(layers, activation)"
+        )
+    return given
+
+
+def _refuse(builder: str, what: str, given: Any) -> NoReturn:
+    raise ValueError(
+        f"SparseLayer.{builder} takes {what}, got {checks.kind_of(given)}"
+        + ("" if isinstance(given, SparseLayer) else f": use {checks.constructor_for(given)}")
+    )
+
+
+def _check_rises(name: str, indptr: np.ndarray, edges: int) -> None:
+    if indptr[0] != 0 or indptr[-1] != edges or (np.diff(indptr) < 0).any():
+        raise ValueError(f"{name}: indptr must rise from 0 to the number of edges, {edges}")
+
+
+def _check_below(name: str, indices: np.ndarray, inputs: int) -> None:
+    if indices.size and not (indices.min() >= 0 and indices.max() < inputs):
+        wrong = indices[(indices < 0) | (indices >= inputs)][0]
+        raise ValueError(f"{name}: an edge names input {wrong}, but there are {inputs} inputs, from 0 on")
 
 
 def _check_chain(number: int, outputs_before: int, layer: SparseLayer) -> None:
@@ -422,24 +538,37 @@ class NetworkFile(Iterable[SparseLayer]):
 
 
 def as_arguments(layer: SparseLayer) -> tuple[jax.Array, ...]:
-    """indptr, indices, values and bias as JAX arrays, with 32-bit row pointers, as the `layer` primitive takes them.
+    """values, bias, indptr, indices and, where the layer has it, its transposed index, as `products.layer` takes them.
+
+    Args:
+        layer: From `SparseLayer.converted`.
 
     Raises:
         ValueError: The layer has 2^31 edges or more.
     """
-    if layer.edges > np.iinfo(np.int32).max:
+    if layer.edges > checks.INT32:
         raise ValueError(f"a layer of {layer.edges} edges is too large for layer(): build a plan")
-    return jnp.asarray(layer.indptr, jnp.int32), *(jnp.asarray(getattr(layer, field)) for field in _FIELDS[1:])
+    arrays = [layer.values, layer.bias, layer.indptr, layer.indices]
+    if layer.transposed is not None:
+        arrays += [layer.transposed.indptr, layer.transposed.outputs, layer.transposed.edges]
+    return tuple(jnp.asarray(array) for array in arrays)
 
 
-def native_arrays(layer: SparseLayer, activation: Clip) -> dict[str, Any]:
-    """The layer as the native code takes it: contiguous vectors, one value or bias as a vector of one."""
+def native_arrays(layer: SparseLayer, activation: Clip, number: int) -> dict[str, Any]:
+    """A layer, counted from 1, as the native code takes it: contiguous vectors, one value or bias as a vector of one.
+
+    Raises:
+        ValueError: As `SparseLayer.converted`, or an array is traced. The native code looks at the rest.
+    """
+    name = f"layer {number}"
+    layer = as_layer(layer, name).converted(name)
+    indptr, indices, values, bias = (checks.on_host(f"{name}: {field}", getattr(layer, field)) for field in _FIELDS)
     return {
         "inputs": layer.inputs,
-        "indptr": np.ascontiguousarray(layer.indptr, np.int64),
-        "indices": np.ascontiguousarray(layer.indices, np.int32),
-        "values": np.ascontiguousarray(layer.values, np.float32).reshape(-1),
-        "bias": np.ascontiguousarray(layer.bias, np.float32).reshape(-1),
+        "indptr": np.ascontiguousarray(indptr, np.int64),
+        "indices": np.ascontiguousarray(indices, np.int32),
+        "values": np.ascontiguousarray(values, np.float32).reshape(-1),
+        "bias": np.ascontiguousarray(bias, np.float32).reshape(-1),
         "lower": activation.lower,
         "upper": activation.upper,
     }

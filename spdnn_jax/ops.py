@@ -1,53 +1,108 @@
 """What a JAX program calls: `layer`, `infer`, `categories`."""
 
 import functools
+import math
+from collections.abc import Callable, Sequence
 from types import EllipsisType
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
 
-from spdnn_jax import primitives
+from spdnn_jax import checks, primitives, products, rules
 from spdnn_jax.activation import Clip, resolve
-from spdnn_jax.network import SparseLayer, as_arguments
-from spdnn_jax.plan import Plan
+from spdnn_jax.features import as_features
+from spdnn_jax.network import SparseLayer, SparseNetwork, as_arguments, as_layer, as_network
+from spdnn_jax.plan import Plan, as_plan
 
 Backend = Literal["auto", "xla"]
 """`auto`: the native back end of the platform where there is one; `xla`: plain XLA operations."""
 
 
-def _network(plan: Plan, y0: jax.Array, backend: Backend, *, activations: bool, counts: bool) -> list[jax.Array]:
+COMPILER_OPTIONS: dict[str, Any] = {"xla_gpu_graph_min_graph_size": 1}
+"""For the outermost `jax.jit` or `compile` of a program that calls a plan again and again on a GPU: XLA then replays a
+call's launches as one CUDA graph, where it would queue them one by one. Other devices take no notice."""
+
+
+def _network(plan: Any, y0: Any, backend: Any, *, activations: bool = False, counts: bool = False) -> list[jax.Array]:
+    """Looks at what was given, before JAX converts it."""
+    plan = as_plan(plan)
+    y0 = as_features(y0, plan.inputs)
+    return _jitted_network(plan, y0, backend=_known(backend), activations=activations, counts=counts)
+
+
+@functools.partial(jax.jit, static_argnames=("backend", "activations", "counts"))
+def _jitted_network(plan: Plan, y0: jax.Array, *, backend: Backend, activations: bool, counts: bool) -> list[jax.Array]:
+    rows = plan.rows
+    words = [plan.words] if rows is None else [plan.words, rows.words]
+    static = {"table": plan.table, "rows": rows and rows.table, "kernel": plan.kernel}
+    static |= {"activations": activations, "counts": counts}
+    if backend == "auto":
+        return primitives.network_p.bind(jnp.asarray(y0), *words, **static)
+    return _plain_xla(primitives.network_xla, static, jnp.asarray(y0), *words)
+
+
+def _known(backend: Any) -> Backend:
     if backend not in ("auto", "xla"):
         raise ValueError(f"backend must be 'auto' or 'xla', got {backend!r}")
-    run = primitives.network_p.bind if backend == "auto" else primitives.network_xla
-    return list(
-        run(jnp.asarray(y0), plan.words, table=plan.table, kernel=plan.kernel, activations=activations, counts=counts)
-    )
+    return backend
 
 
-@functools.partial(jax.jit, static_argnames="backend")
-def infer(plan: Plan, y0: jax.Array, *, backend: Backend = "auto") -> jax.Array:
+def _plain_xla(
+    run: Callable[..., Sequence[jax.Array]], static: dict[str, Any], y: jax.Array, *arrays: jax.Array
+) -> list[jax.Array]:
+    """Runs a plain-XLA function, which takes one axis of features, on features with any number of leading axes.
+
+    Where shardings are part of types (Explicit meshes), those inside are left to XLA: gathers would want to be told.
+
+    Args:
+        run: The function. Its first two results have the leading axes, a third has not.
+        static: Its static arguments.
+        y: The features.
+        arrays: Its other arguments.
+    """
+    leading, width = y.shape[:-1], y.shape[-1]
+
+    def flat(y: jax.Array, *arrays: jax.Array) -> list[jax.Array]:
+        results = run(y.reshape(math.prod(leading), width), *arrays, **static)
+        per_feature = [result.reshape(*leading, *result.shape[1:]) for result in results[:2]]
+        return [*per_feature, *results[2:]]
+
+    sharding: Any = jax.typeof(y).sharding
+    if not sharding.mesh.explicit_axes:
+        return flat(y, *arrays)
+    rules.check_features_whole(jax.typeof(y))
+    own = tuple(sharding.spec)[: len(leading)]
+    shapes = jax.eval_shape(flat, *(jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (y, *arrays)))
+    specs = [P(*own, *[None] * (len(shape.shape) - len(leading))) for shape in shapes[:2]] + [P(None)] * len(shapes[2:])
+    with jax.sharding.use_abstract_mesh(sharding.mesh):
+        return jax.sharding.auto_axes(flat, out_sharding=specs)(y, *arrays)
+
+
+def infer(plan: Plan, y0: ArrayLike, *, backend: Backend = "auto") -> jax.Array:
     """Runs features through all layers of a network: y <- activation(y W + bias), layer by layer.
 
     Args:
         plan: The network, from `build_plan`.
-        y0: The features, one a row: float32, uint8 or bool of shape (features, plan.inputs), or bit-packed uint32 of
-            shape (features, ceil(plan.inputs / 32)), where bit b of word w is neuron 32 w + b. Finite numbers: a
-            sum that is NaN becomes the lower bound, and an infinite one the largest number (docs/numerics.md).
+        y0: The features, of shape (features, plan.inputs): one a row, or one alone as a vector, or with any number of
+            leading axes. float32, uint8 and bool are read as they are, all other real numbers as float32; uint32 is
+            bit-packed, of shape (features, ceil(plan.inputs / 32)), see `pack_bits`. Finite numbers: a sum that is
+            NaN becomes the lower bound, one that overflows the largest number (docs/numerics.md).
         backend: `auto` for the native back end, `xla` for plain XLA operations.
 
     Returns:
-        float32 (features, plan.outputs): the activations after the last layer.
+        float32 (features, plan.outputs): the activations after the last layer; leading axes as in y0.
 
     Raises:
-        ValueError: y0 has another width or dtype.
+        ValueError: The plan is none, or y0 is no array, of another width or kind, or overflows float32.
     """
-    return _network(plan, y0, backend, activations=True, counts=False)[0]
+    return _network(plan, y0, backend, activations=True)[0]
 
 
-@functools.partial(jax.jit, static_argnames="backend")
-def categories(plan: Plan, y0: jax.Array, *, backend: Backend = "auto") -> jax.Array:
+def categories(plan: Plan, y0: ArrayLike, *, backend: Backend = "auto") -> jax.Array:
     """Tells which features are still active after the last layer: the answer of the Graph Challenge.
 
     Args:
@@ -56,16 +111,15 @@ def categories(plan: Plan, y0: jax.Array, *, backend: Backend = "auto") -> jax.A
         backend: As for `infer`.
 
     Returns:
-        bool (features,): True where some output is not zero. The official files list the 1-based indices of these.
+        bool (features,), or the leading axes of y0: True where some output is not zero. The official files list the 1-based indices of these.
 
     Raises:
-        ValueError: y0 has another width or dtype.
+        ValueError: As for `infer`.
     """
-    return _network(plan, y0, backend, activations=False, counts=False)[1]
+    return _network(plan, y0, backend)[1]
 
 
-@functools.partial(jax.jit, static_argnames="backend")
-def categories_and_active(plan: Plan, y0: jax.Array, *, backend: Backend = "auto") -> tuple[jax.Array, jax.Array]:
+def categories_and_active(plan: Plan, y0: ArrayLike, *, backend: Backend = "auto") -> tuple[jax.Array, jax.Array]:
     """As `categories`, with the number of features that are active after each layer.
 
     Args:
@@ -77,15 +131,14 @@ def categories_and_active(plan: Plan, y0: jax.Array, *, backend: Backend = "auto
         bool (features,) and int32 (plan.layers,).
 
     Raises:
-        ValueError: y0 has another width or dtype.
+        ValueError: As for `infer`.
     """
-    _, alive, active = _network(plan, y0, backend, activations=False, counts=True)
+    _, alive, active = _network(plan, y0, backend, counts=True)
     return alive, active
 
 
-@functools.partial(jax.jit, static_argnames="backend")
 def activations_and_active(
-    plan: Plan, y0: jax.Array, *, backend: Backend = "auto"
+    plan: Plan, y0: ArrayLike, *, backend: Backend = "auto"
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `infer` and `categories_and_active` in one: what a caller needs who goes on with the activations.
 
@@ -98,7 +151,7 @@ def activations_and_active(
         float32 (features, plan.outputs), bool (features,) and int32 (plan.layers,).
 
     Raises:
-        ValueError: y0 has another width or dtype.
+        ValueError: As for `infer`.
     """
     y, alive, active = _network(plan, y0, backend, activations=True, counts=True)
     return y, alive, active
@@ -106,7 +159,7 @@ def activations_and_active(
 
 def layer(
     layer: SparseLayer,
-    y: jax.Array | np.ndarray,
+    y: ArrayLike,
     *,
     activation: Clip | None = None,
     cap: float | EllipsisType | None = ...,
@@ -117,30 +170,69 @@ def layer(
     Differentiable in y, the weights and the bias. For many layers, or many calls, a plan is faster.
 
     Args:
-        layer: The layer.
-        y: float32 (features, layer.inputs).
+        layer: The layer; or a SciPy matrix (inputs, outputs), which is taken as one without bias.
+        y: The features, (features, layer.inputs), one alone as a vector, or with any number of leading axes; all real
+            numbers, as float32.
         activation: By default the challenge's ``Clip.relu(32)``.
         cap: Short for ``activation=Clip.relu(cap)``.
         backend: As for `infer`.
 
     Returns:
-        float32 (features, layer.outputs).
+        float32 (features, layer.outputs); leading axes as in y.
 
     Raises:
-        ValueError: y has another width or dtype, or the activation is none.
+        ValueError: The layer is none or malformed, y is no array, of another width or kind, or overflows float32, or
+            the activation is none.
     """
     clip = resolve(activation, cap)
     if not isinstance(clip, Clip):
         raise ValueError(f"one layer has one activation, got {len(clip)}")
-    return _layer(layer, y, activation=clip, backend=backend)
+    return _layers((as_layer(layer),), (clip,), y, backend)
+
+
+def apply(network: SparseNetwork, y: ArrayLike, *, backend: Backend = "auto") -> jax.Array:
+    """Runs features through a network whose weights are arguments: for training, where `infer` is for what is trained.
+
+    Differentiable in y and in the values and biases of the network, to any order, forward and reverse. At the bounds of
+    an activation the derivative is 0, as `jax.nn.relu` has it.
+
+    Args:
+        network: The network. Derivatives are faster where its layers have their transposed index, as `trainable` and
+            `SparseLayer.with_transposed` give it to them.
+        y: The features, (features, network.inputs), as for `layer`.
+        backend: As for `infer`.
+
+    Returns:
+        float32 (features, network.outputs); leading axes as in y.
+
+    Raises:
+        ValueError: As for `layer`.
+    """
+    if isinstance(network, Plan):
+        raise ValueError("apply takes a SparseNetwork, got a Plan: call infer")
+    network = as_network(network)
+    return _layers(network.layers, network.activation, y, backend)
+
+
+def _layers(layers: Sequence[SparseLayer], activation: tuple[Clip, ...], y: Any, backend: Any) -> jax.Array:
+    """Looks at what was given, before JAX converts it."""
+    named = "the layer" if len(layers) == 1 else "layer {}"
+    converted = tuple(layer.converted(named.format(number)) for number, layer in enumerate(layers, start=1))
+    y = checks.array("features", as_features(y, converted[0].inputs, packed=False), np.float32)
+    return _jitted_layers(converted, y, activation=activation, backend=_known(backend))
 
 
 @functools.partial(jax.jit, static_argnames=("activation", "backend"))
-def _layer(layer: SparseLayer, y: jax.Array, *, activation: Clip, backend: Backend) -> jax.Array:
+def _jitted_layers(
+    layers: tuple[SparseLayer, ...], y: jax.Array, *, activation: tuple[Clip, ...], backend: Backend
+) -> jax.Array:
     y = jnp.asarray(y)
-    if y.ndim != 2 or y.shape[1] != layer.inputs:
-        raise ValueError(f"features must have shape (features, {layer.inputs}), got {y.shape}")
-    if backend not in ("auto", "xla"):
-        raise ValueError(f"backend must be 'auto' or 'xla', got {backend!r}")
-    run = primitives.layer_p.bind if backend == "auto" else primitives.layer_xla
-    return run(y, *as_arguments(layer), activation=activation)
+    for sparse_layer, clip in zip(layers, activation, strict=True):
+        bounds = {"lower": clip.lower, "upper": clip.upper}
+        arrays = as_arguments(sparse_layer)
+        y = (
+            products.layer(y, *arrays, **bounds)
+            if backend == "auto"
+            else _plain_xla(products.layer_xla, bounds, y, *arrays)[0]
+        )
+    return y

@@ -1,5 +1,6 @@
 """Plan: a network laid out for the native back ends; build, save, load."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from spdnn_jax import plan_file, planner
+from spdnn_jax import checks, plan_file, planner
 from spdnn_jax._native import core, cuda_workspace_bytes, has_cuda_library, usable_cores
 from spdnn_jax.activation import Clip, paired, resolve
+from spdnn_jax.chain import Rows
 from spdnn_jax.layout import PlanTable, clip_of, cut
-from spdnn_jax.network import SparseLayer, SparseNetwork, native_arrays
+from spdnn_jax.network import SparseLayer, SparseNetwork, as_layers, native_arrays
 from spdnn_jax.plan_file import PlanFile
 from spdnn_jax.simplify import COMPRESS, Compress, Simplified
 
@@ -32,12 +34,14 @@ class Plan:
         table: The static records at the head of ``words``.
         kernel: CUDA kernel family to use throughout, or "auto": the planner picks.
         file: Where the words are mapped from, or None.
+        rows: What derivatives read, where the plan was built for them.
     """
 
     words: jax.Array
     table: PlanTable
     kernel: planner.Kernel = "auto"
     file: PlanFile | None = None
+    rows: Rows | None = None
 
     @classmethod
     def from_words(cls, words: np.ndarray, kernel: planner.Kernel = "auto") -> "Plan":
@@ -62,10 +66,6 @@ class Plan:
     def _of_sound_words(cls, words: np.ndarray, table: PlanTable, kernel: planner.Kernel) -> "Plan":
         planner.schedule(table, kernel)  # says so now if it cannot be
         return cls(jax.device_put(words), table, kernel)
-
-    def tree_flatten(self) -> tuple[tuple[jax.Array], tuple[PlanTable, planner.Kernel]]:
-        """For JAX: the words are a leaf, the rest is static."""
-        return (self._sound_words(),), (self.table, self.kernel)
 
     def _sound_words(self) -> jax.Array:
         """All of the words; those of a mapped plan are read and checked now, if that was not done before."""
@@ -93,10 +93,26 @@ class Plan:
             self._check_piece(words, table)
         return Plan(words, table, self.kernel)
 
+    def tree_flatten(self) -> tuple[tuple[jax.Array, Rows | None], tuple[PlanTable, planner.Kernel]]:
+        """For JAX: the words are leaves, the rest is static."""
+        return (self._sound_words(), self.rows), (self.table, self.kernel)
+
     @classmethod
-    def tree_unflatten(cls, static: tuple[PlanTable, planner.Kernel], leaves: tuple[jax.Array]) -> "Plan":
+    def tree_unflatten(
+        cls, static: tuple[PlanTable, planner.Kernel], children: tuple[jax.Array, Rows | None]
+    ) -> "Plan":
         """For JAX: the reverse of `tree_flatten`."""
-        return cls(leaves[0], *static)
+        return cls(children[0], *static, rows=children[1])
+
+    def with_derivatives(self) -> "Plan":
+        """The plan with what a derivative of `infer` reads: its layers once more, in compressed rows, both ways.
+
+        They take 16 bytes an edge, are not saved, and are left out by `split` and the functions that stream.
+
+        Raises:
+            ValueError: A layer has 2^31 edges or more.
+        """
+        return dataclasses.replace(self, rows=Rows.of_plan(self.table, np.asarray(self._sound_words())))
 
     @property
     def inputs(self) -> int:
@@ -195,8 +211,7 @@ class Plan:
         Raises:
             ValueError: layers is not positive.
         """
-        if layers < 1:
-            raise ValueError(f"a part of a plan has at least one layer, got {layers}")
+        layers = checks.count("the layers of a part", layers, lowest=1)
         parts = (self.cut(first, min(first + layers, self.layers)) for first in range(0, self.layers, layers))
         return (Plan._of_sound_words(np.asarray(part.words), part.table, part.kernel) for part in parts)
 
@@ -268,6 +283,23 @@ class Plan:
         return cls(words, file.table, kernel, file)
 
 
+def as_plan(given: Any) -> Plan:
+    """A plan, looked at.
+
+    Raises:
+        ValueError: It is none, or was rebuilt without its words; the message says what to call.
+    """
+    if isinstance(given, Plan):
+        checks.array("the plan's words", given.words)
+        return given
+    cure = "call build_plan on it first, once, and pass what it returns"
+    if isinstance(given, SparseLayer):
+        cure = "call build_plan([layer]) first, once, or use spdnn_jax.layer"
+    elif not isinstance(given, SparseNetwork):
+        cure = "the plan comes first, from build_plan, then the features"
+    raise ValueError(f"a Plan is expected, got {checks.kind_of(given)}: {cure}")
+
+
 def _check_words(words: np.ndarray, table: PlanTable) -> None:
     """Raises ValueError, with the layer, where a plan that comes from outside does not hold what back ends rely on."""
     try:
@@ -283,6 +315,7 @@ def build_plan(
     cap: float | EllipsisType | None = ...,
     compress: Compress = "none",
     kernel: planner.Kernel = "auto",
+    derivatives: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Plan:
@@ -293,7 +326,7 @@ def build_plan(
     too, until it is laid out.
 
     Args:
-        network: A network, or its layers in order.
+        network: A network, or its layers in order. A SciPy matrix (inputs, outputs) is taken as a layer without bias.
         activation: One for all layers, or one a layer; by default the challenge's ``Clip.relu(32)``. Only for an
             iterable; a `SparseNetwork` has its own.
         cap: Short for ``activation=Clip.relu(cap)``.
@@ -301,6 +334,7 @@ def build_plan(
             merge equal features, too, while it runs. Outputs stay the same, to float32 rounding. Active counts are of
             the neurons that are left: a feature is not counted where only dropped or constant ones are not zero.
         kernel: CUDA kernel family to use throughout; by default the planner picks one for each layer.
+        derivatives: Whether `infer` is to be differentiated in the features: see `Plan.with_derivatives`.
         threads: Layers worked on at a time; by default, the cores this process may use.
         progress: Called after each layer with the number of layers taken so far.
 
@@ -308,11 +342,13 @@ def build_plan(
         The plan, on the default device.
 
     Raises:
-        ValueError: A layer is malformed, or does not fit the one before it; the message names the layer. Or the
-            activations are not as many as the layers, or there is no such compression.
+        ValueError: A layer is none, is malformed, or does not fit the one before it; the message names the layer. Or
+            the activations are not as many as the layers, or there is no such compression.
     """
+    if isinstance(network, Plan):
+        raise ValueError("build_plan takes a network, got a Plan, which is built already")
     if not isinstance(network, SparseNetwork):
-        layers = paired(network, resolve(activation, cap))
+        layers = paired(as_layers(network), resolve(activation, cap))
     elif activation is None and cap is ...:
         layers = paired(network.layers, network.activation)
     else:
@@ -321,18 +357,33 @@ def build_plan(
         )
     if compress not in COMPRESS:
         raise ValueError(f"compress must be one of {', '.join(COMPRESS)}; got {compress!r}")
-    threads = threads or usable_cores()
-    staged_below, staged_wider_than = planner.staged_rule(kernel)
-    builder = core.PlanBuilder(threads=threads, staged_below=staged_below, staged_wider_than=staged_wider_than)
+    threads = usable_cores() if threads is None else checks.count("threads", threads, lowest=1)
+    words = _lay_out(layers, compress, kernel, threads, progress)
+    plan = Plan._of_sound_words(words, PlanTable(words), kernel)
+    return plan.with_derivatives() if derivatives else plan
+
+
+def _lay_out(
+    layers: Iterator[tuple[SparseLayer, Clip]],
+    compress: Compress,
+    kernel: planner.Kernel,
+    threads: int,
+    progress: Callable[[int], None] | None,
+) -> np.ndarray:
+    rule = planner.layout_rule(kernel)
+    builder = core.PlanBuilder(
+        threads=threads,
+        staged_below=rule.staged_below,
+        staged_wider_than=rule.staged_wider_than,
+        single_below=rule.single_below,
+    )
     if compress == "none":
         for count, (layer, clip) in enumerate(layers, start=1):
-            builder.add(**native_arrays(layer, clip))
+            builder.add(**native_arrays(layer, clip, count))
             if progress is not None:
                 progress(count)
-        words = builder.finish()
-        return Plan._of_sound_words(words, PlanTable(words), kernel)
+        return builder.finish()
     simplified = Simplified(layers, threads=threads, progress=progress)
-    for layer, clip, origin in simplified:
-        builder.add(**native_arrays(layer, clip), origin=origin)
-    words = builder.finish(expansion=simplified.expansion.outputs, merge_features=compress == "full")
-    return Plan._of_sound_words(words, PlanTable(words), kernel)
+    for number, (layer, clip, origin) in enumerate(simplified, start=1):
+        builder.add(**native_arrays(layer, clip, number), origin=origin)
+    return builder.finish(expansion=simplified.expansion.outputs, merge_features=compress == "full")

@@ -9,15 +9,23 @@ import numpy as np
 
 from spdnn_jax.layout import PlanTable
 
-Kernel = Literal["auto", "staged", "grouped", "resident"]
+Kernel = Literal["auto", "staged", "grouped", "resident", "chain"]
 """A kernel family, or the planner's choice."""
 
-KERNELS: tuple[Kernel, ...] = ("auto", "staged", "grouped", "resident")
+KERNELS: tuple[Kernel, ...] = ("auto", "staged", "grouped", "resident", "chain")
 
-Action = Literal["grouped", "resident", "staged", "equal features"]
+Action = Literal["grouped", "resident", "staged", "chain", "chain or resident", "equal features"]
 """What a step does: a kernel family runs layers, or equal features are looked for."""
 
-_CODES: dict[Action, int] = {"grouped": 1, "resident": 2, "staged": 3, "equal features": 4}  # as in cuda/network.h
+_CODES: dict[Action, int] = {  # as in cuda/network.h
+    "grouped": 1,
+    "resident": 2,
+    "staged": 3,
+    "equal features": 4,
+    "chain": 5,
+    "chain or resident": 6,
+}
+_FUSING: tuple[Action, ...] = ("resident", "chain")  # many layers in a launch
 
 RESIDENT_WIDTH = 16384
 """Widest layer that `auto` keeps resident: two features of it take 128 KiB of a multiprocessor's shared memory, and its
@@ -25,6 +33,16 @@ outputs all registers."""
 
 STAGED_BELOW = 2.0
 """`auto` stages layers with fewer outputs in a row group, on average: from here on sharing a feature's reads pays."""
+
+CHAIN_WIDTH = 4096
+"""Widest layer of a chain."""
+
+CHAIN_RUNS = 16
+"""Runs of such a layer, at most."""
+
+CHAIN_BELOW = 1.25
+"""`auto` chains layers with fewer outputs in a row group, on average, and lays each output out alone: a chain shares no
+reads among outputs."""
 
 _RESIDENT_ENDS = (3, 6, 10, 18)
 """Layers after which resident launches end. Between launches dead features make room: early, while many die, a launch
@@ -42,9 +60,9 @@ _NARROWER = 4
 """A resident launch ends where all that follows in it is so many times narrower: a block then has room for more
 features."""
 
-_FIRST_SEARCH = 1280
+_FIRST_SEARCH = 320
 """Equal features are looked for first when a neuron has had so many edges on average, over the layers; then when it has
-had twice as many, each time. A search costs about as much as 40: so it takes 3% of the time where it finds nothing."""
+had twice as many, each time. A search that finds nothing costs about as much as 13 edges: 4% at most."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +70,9 @@ class Step:
     """Layers that one kernel family runs together, or a search for equal features between two layers.
 
     Attributes:
-        action: "grouped" and "staged" (one layer a launch), "resident" (all layers of the step in one launch), or
-            "equal features" (no layer).
+        action: "grouped" and "staged" (one layer a launch), "resident" and "chain" (all layers of the step in one
+            launch), "chain or resident" (both are queued, and the device runs one: a chain where few features are in
+            work), or "equal features" (no layer).
         first: First layer, counted from 0.
         end: The layer after the last.
     """
@@ -87,41 +106,59 @@ class Schedule:
         return [step.action for step in self.steps for _ in range(step.first, step.end)]
 
 
-def staged_rule(kernel: Kernel) -> tuple[float, int]:
-    """Which layers get the sections of the staged family, for a plan that such kernels are to run.
+@dataclass(frozen=True)
+class LayoutRule:
+    """How layers are laid out, by the outputs of a row group, on average.
+
+    Attributes:
+        staged_below: Layers with fewer get the sections of the staged family ...
+        staged_wider_than: ... where they have more inputs or outputs than this.
+        single_below: Others with fewer have each output in a row group of its own.
+    """
+
+    staged_below: float = 0.0
+    staged_wider_than: int = 0
+    single_below: float = 0.0
+
+
+def layout_rule(kernel: Kernel) -> LayoutRule:
+    """How a plan is laid out that such kernels are to run.
 
     Args:
         kernel: A family to use throughout, or "auto".
-
-    Returns:
-        Layers with fewer outputs in a row group, on average, than this, and more inputs or outputs than that.
     """
-    if kernel == "staged":
-        return math.inf, -1
-    return (STAGED_BELOW, RESIDENT_WIDTH) if kernel == "auto" else (0.0, 0)
+    rules = {
+        "auto": LayoutRule(STAGED_BELOW, RESIDENT_WIDTH, CHAIN_BELOW),
+        "staged": LayoutRule(math.inf, -1),
+        "chain": LayoutRule(single_below=math.inf),
+    }
+    return rules.get(kernel, LayoutRule())
 
 
 @functools.cache
-def schedule(table: PlanTable, kernel: Kernel = "auto") -> Schedule:
+def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = False) -> Schedule:
     """Plans the launches.
 
     Args:
         table: The plan's records.
         kernel: A family to use throughout, or "auto".
+        narrow_input: Whether the features come in bytes or bits.
 
     Raises:
         ValueError: There is no such family, or the plan was built without the sections that it needs.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
-    families, reason = _choose_families(table, kernel)
+    families, reason = _choose_families(table, kernel, narrow_input)
     searches = _searches(table) if table.header["merge_features"] else set()
+    chained = _chained_when_few(table) if kernel == "auto" else np.zeros(len(families), bool)
     steps: list[Step] = []
     for first, end in _stretches(families, searches):
         if first in searches:
             steps.append(Step("equal features", first, first))
-        if families[first] == "resident":
-            steps += [Step("resident", *part) for part in _resident_launches(_widths(table), first, end)]
+        if families[first] in _FUSING:
+            for part in _resident_launches(_widths(table), first, end):
+                steps.append(Step("chain or resident" if chained[slice(*part)].all() else families[first], *part))
         else:
             steps += [Step(families[first], layer, layer + 1) for layer in range(first, end)]
     return Schedule(tuple(steps), reason)
@@ -132,23 +169,55 @@ def _widths(table: PlanTable) -> np.ndarray:
     return np.maximum(table.layers["inputs"], table.layers["outputs"])
 
 
-def _choose_families(table: PlanTable, kernel: Kernel) -> tuple[list[Action], str]:
+def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> tuple[list[Action], str]:
     count = len(table.layers)
     if kernel != "auto":
         if kernel == "staged" and (table.layers["staged_offset"] < 0).any():
             raise ValueError("this plan was built without staged sections: build it with kernel='staged'")
+        if kernel == "chain" and not _fits_chain(table).all():
+            raise ValueError(
+                f"this plan is no chain: a layer is too wide (more than {CHAIN_WIDTH} neurons), has rows of too many "
+                "lengths, or was not built with kernel='chain'"
+            )
         return [kernel] * count, f"{kernel}: as asked for"
     narrow, staged = _widths(table) <= RESIDENT_WIDTH, table.layers["staged_offset"] >= 0
+    if narrow_input:
+        staged[:1] = False  # `grouped` reads bytes and bits where they lie: so few that sharing them gains nothing
     families: list[Action] = [
         "resident" if narrow[layer] else "staged" if staged[layer] else "grouped" for layer in range(count)
     ]
     reasons = {
         "resident": f"{RESIDENT_WIDTH} neurons wide at most",
         "staged": f"wider, fewer than {STAGED_BELOW:g} outputs in a row group",
-        "grouped": "wider, outputs share their inputs",
+        "grouped": "wider, outputs share their inputs or these are bytes",
     }
     used = [f"{name} for {families.count(name):,} ({why})" for name, why in reasons.items() if name in families]
+    if chained := int(_chained_when_few(table).sum()):
+        used.append(f"of these chain for up to {chained:,} while few features are in work (outputs share nothing)")
     return families, ", ".join(used)
+
+
+def _chained_when_few(table: PlanTable) -> np.ndarray:
+    """Which layers `auto` would rather chain than keep resident, where few features are in work."""
+    return _fits_chain(table) & (_outputs_of_group(table) < CHAIN_BELOW)
+
+
+def _fits_chain(table: PlanTable) -> np.ndarray:
+    """Which layers a chain takes."""
+    shared = (table.runs["group_outputs"] > 1) & (table.runs["value_offset"] >= 0)
+    return (_widths(table) <= CHAIN_WIDTH) & (table.layers["runs"] <= CHAIN_RUNS) & (_sums_of_runs(table, shared) == 0)
+
+
+def _outputs_of_group(table: PlanTable) -> np.ndarray:
+    """Outputs in a row group, on average, of each layer."""
+    return table.layers["outputs"] / np.maximum(_sums_of_runs(table, table.runs["groups"]), 1)
+
+
+def _sums_of_runs(table: PlanTable, figures: np.ndarray) -> np.ndarray:
+    """The sum over each layer's runs."""
+    sums = np.concatenate([[0], np.cumsum(figures)])
+    first = table.layers["first_run"]
+    return sums[first + table.layers["runs"]] - sums[first]
 
 
 def _searches(table: PlanTable) -> set[int]:

@@ -5,26 +5,21 @@ XLA custom calls; everywhere else, and for derivatives, they are the plain-XLA f
 arrays.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
+from jax.sharding import PartitionSpec as P
 
-from spdnn_jax import _native, layout, planner
-from spdnn_jax._native import LAYER_TARGET, NETWORK_TARGET
-from spdnn_jax.activation import Clip, clipped
+from spdnn_jax import _native, layout, planner, rules
+from spdnn_jax._native import NETWORK_TARGET
+from spdnn_jax.activation import clipped
+from spdnn_jax.chain import RowsTable, chain_derivative_p, chain_p
+from spdnn_jax.features import BITS, PACKED
 from spdnn_jax.layout import PlanTable
-
-PACKED = jnp.uint32
-"""Features of this dtype are bit-packed: bit b of word w is neuron 32 w + b."""
-
-_BITS = 32
-
 
 # --- plain XLA --------------------------------------------------------------------------------------------------------
 
@@ -33,8 +28,8 @@ def unpack(y0: jax.Array, inputs: int) -> jax.Array:
     """Features as float32 (features, inputs), from any of the input forms."""
     if y0.dtype != PACKED:
         return y0.astype(jnp.float32)
-    bits = (y0[:, :, None] >> jnp.arange(_BITS, dtype=PACKED)) & PACKED(1)
-    return bits.reshape(y0.shape[0], y0.shape[1] * _BITS)[:, :inputs].astype(jnp.float32)
+    bits = (y0[:, :, None] >> jnp.arange(BITS, dtype=PACKED)[None, None]) & PACKED(1)
+    return bits.reshape(y0.shape[0], y0.shape[1] * BITS)[:, :inputs].astype(jnp.float32)
 
 
 def _zero_column(y: jax.Array) -> jax.Array:
@@ -110,14 +105,15 @@ def _stretch_xla(y: jax.Array, words: jax.Array, table: PlanTable, first: int, e
 def network_xla(
     y0: jax.Array,
     words: jax.Array,
-    *,
+    *row_words: jax.Array,
     table: PlanTable,
     activations: bool,
     counts: bool,
     kernel: planner.Kernel = "auto",
+    rows: RowsTable | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What `network_p` computes, in plain XLA. Layers of one shape share one loop, so that compiling stays short."""
-    del kernel  # of the CUDA back end alone
+    del kernel, row_words, rows  # of the CUDA back end, and of derivatives, alone
     header = table.header
     if header["words"] > np.iinfo(np.int32).max:
         raise ValueError("the plain-XLA path addresses plans of at most 8 GiB: use a native back end")
@@ -135,188 +131,110 @@ def network_xla(
     return result, alive, jnp.concatenate(active) if counts else jnp.zeros((0,), jnp.int32)
 
 
-def layer_xla(
-    y: jax.Array, indptr: jax.Array, indices: jax.Array, values: jax.Array, bias: jax.Array, *, activation: Clip
-) -> jax.Array:
-    """What `layer_p` computes, in plain XLA."""
-    outputs = indptr.shape[0] - 1
-    rows = jnp.searchsorted(indptr, jnp.arange(indices.shape[0], dtype=indptr.dtype), side="right") - 1
-    products = (y[:, indices] * jnp.broadcast_to(values, indices.shape)[None]).T
-    sums = jax.ops.segment_sum(products, rows, num_segments=outputs, indices_are_sorted=True).T
-    sums += jnp.broadcast_to(bias, (1, outputs))
-    return clipped(sums, activation.lower, activation.upper)
-
-
 # --- network_p --------------------------------------------------------------------------------------------------------
 
-network_p = Primitive("spdnn_network")
-network_p.multiple_results = True
 
-
-@network_p.def_abstract_eval
 def _network_abstract(
-    y0: Any, words: Any, *, table: PlanTable, kernel: planner.Kernel, activations: bool, counts: bool
+    y0: Any,
+    words: Any,
+    *row_words: Any,
+    table: PlanTable,
+    rows: RowsTable | None,
+    kernel: planner.Kernel,
+    activations: bool,
+    counts: bool,
 ) -> list[Any]:
-    del kernel  # of the CUDA back end alone
+    del kernel, row_words, rows  # of the CUDA back end, and of derivatives, alone
     header = table.header
     width = int(header["inputs"])
     if y0.dtype == PACKED:
-        width = -(-width // _BITS)
+        width = -(-width // BITS)
     elif y0.dtype not in (jnp.float32, jnp.uint8, jnp.bool_):
         raise ValueError(
             f"features must be float32, uint8, bool, or uint32 for bit-packed ones; got {y0.dtype}: convert them first"
         )
-    if y0.ndim != 2 or y0.shape[1] != width:
+    if y0.ndim < 1 or y0.shape[-1] != width:
         raise ValueError(
             f"features must have shape (features, {width}) for a network of {header['inputs']} inputs and dtype "
             f"{y0.dtype}; got {y0.shape}"
         )
     if words.shape != (int(header["words"]),) or words.dtype != jnp.uint32:
         raise ValueError(f"the plan's words must be uint32 ({header['words']},), got {words.dtype} {words.shape}")
-    features = y0.shape[0]
+    rules.check_features_whole(y0)
+    leading = y0.shape[:-1]
+    one_less = y0.sharding.update(spec=P(*y0.sharding.spec[: len(leading)]))
     return [
-        y0.update(shape=(features, int(header["outputs"]) if activations else 0), dtype=jnp.dtype("float32")),
-        y0.update(shape=(features,), dtype=jnp.dtype("bool")),
-        y0.update(shape=(len(table.layers) if counts else 0,), dtype=jnp.dtype("int32")),
+        y0.update(shape=(*leading, int(header["outputs"]) if activations else 0), dtype=jnp.dtype("float32")),
+        y0.update(shape=leading, dtype=jnp.dtype("bool"), sharding=one_less),
+        rules.sum_of(y0, (len(table.layers) if counts else 0,), dtype=jnp.dtype("int32")),
     ]
 
 
-def _network_cpu(ctx: Any, y0: Any, words: Any, *, table: PlanTable, **unused: Any) -> Sequence[Any]:
-    del unused  # the shapes of the results say what is wanted
-    return jax.ffi.ffi_lowering(NETWORK_TARGET)(ctx, y0, words, table=table.records)
+def _network_cpu(
+    y0: jax.Array, words: jax.Array, *row_words: jax.Array, table: PlanTable, **params: Any
+) -> Sequence[jax.Array]:
+    del row_words
+    return jax.ffi.ffi_call(NETWORK_TARGET, _results(y0, table, **params))(y0, words, table=table.records)
 
 
 def _network_cuda(
-    y0: jax.Array, words: jax.Array, *, table: PlanTable, kernel: planner.Kernel, activations: bool, counts: bool
+    y0: jax.Array, words: jax.Array, *row_words: jax.Array, table: PlanTable, kernel: planner.Kernel, **params: Any
 ) -> Sequence[jax.Array]:
     """The custom call, with its workspace as one result more."""
-    features = y0.shape[0]
-    workspace = _native.cuda_workspace_bytes(table.records, features)
-    results = [
-        jax.ShapeDtypeStruct((features, int(table.header["outputs"]) if activations else 0), jnp.float32),
-        jax.ShapeDtypeStruct((features,), jnp.bool_),
-        jax.ShapeDtypeStruct((len(table.layers) if counts else 0,), jnp.int32),
-        jax.ShapeDtypeStruct((workspace,), jnp.uint8),
-    ]
-    call = jax.ffi.ffi_call(NETWORK_TARGET, results)
-    schedule = planner.schedule(table, kernel).records
+    del row_words
+    workspace = jax.ShapeDtypeStruct((_native.cuda_workspace_bytes(table.records, y0.shape[0]),), jnp.uint8)
+    call = jax.ffi.ffi_call(NETWORK_TARGET, [*_results(y0, table, **params), workspace])
+    schedule = planner.schedule(table, kernel, narrow_input=y0.dtype != jnp.float32).records
     return call(y0, words, table=table.records, schedule=schedule)[:3]
 
 
-def _network_batch(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[list[Any], list[int]]:
-    """Features do not talk to each other: a batch of feature sets is one larger set, unless they are to be counted."""
-    (y0, words), (y0_dim, words_dim) = args, dims
-    if words_dim is not None or params["counts"]:
-        return _map_over_batch(network_p, args, dims, params)
-    y0 = jnp.moveaxis(y0, y0_dim, 0)
-    batch, features = y0.shape[:2]
-    results = network_p.bind(y0.reshape(batch * features, -1), words, **params)
-    y, alive, active = results
+def _results(
+    y0: jax.Array, table: PlanTable, *, activations: bool, counts: bool, **unused: Any
+) -> list[jax.ShapeDtypeStruct]:
+    del unused
+    features = y0.shape[0]
     return [
-        y.reshape(batch, features, -1),
-        alive.reshape(batch, features),
-        jnp.broadcast_to(active, (batch, *active.shape)),
-    ], [0, 0, 0]
+        jax.ShapeDtypeStruct((features, int(table.header["outputs"]) if activations else 0), jnp.float32),
+        jax.ShapeDtypeStruct((features,), jnp.bool_),
+        jax.ShapeDtypeStruct((len(table.layers) if counts else 0,), jnp.int32),
+    ]
 
 
-def _zero_tangent(primal: Any) -> ad.Zero:
-    return ad.Zero(jax.typeof(primal).to_tangent_aval())
+network_p = rules.define(
+    rules.Kernel("spdnn_network", network_xla, rules.native(_network_cpu, _network_cuda), sums=(2,)),
+    _network_abstract,
+)
 
 
-def _network_jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[Any, Any]:
-    y0, words = primals
-    results = network_p.bind(y0, words, **params)
+def _network_batch(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[list[Any], list[int]]:
+    """A batch of feature sets is one set with an axis more, unless they are to be counted."""
+    if params["counts"]:
+        return rules.map_over_batch(network_p, args, dims, **params)
+    (*results, active), result_dims = rules.batch_features(network_p, (0,), args, dims, **params)
+    return [*results, jnp.zeros((results[0].shape[0], 0), active.dtype)], result_dims
 
-    def activations_of(y0: jax.Array) -> jax.Array:
-        return network_xla(y0, words, **params)[0]
 
-    if isinstance(tangents[0], ad.Zero) or y0.dtype != jnp.float32:
-        tangent = _zero_tangent(results[0])
+def _network_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, rows: RowsTable | None, **params: Any) -> Any:
+    """Only activations have a tangent, and only in features that are floating-point numbers."""
+    y0, _, *row_words = primals
+    has_tangent = not isinstance(tangents[0], ad.Zero) and jnp.issubdtype(y0.dtype, jnp.floating)
+    if not has_tangent or not params["activations"]:
+        results = network_p.bind(*primals, rows=rows, **params)
+        return results, [rules.zero_tangent(result) for result in results]
+    if rows is None:
+        raise ValueError(
+            "the plan holds nothing for derivatives: build it with build_plan(..., derivatives=True), or call "
+            "plan.with_derivatives(). To train the weights, too, differentiate spdnn_jax.apply(network, y)"
+        )
+    y0, y0_dot = (jax.lax.convert_element_type(array, jnp.float32) for array in (y0, tangents[0]))
+    y, masks = chain_p.bind(y0, *row_words, table=rows)
+    (y_dot,) = chain_derivative_p.bind(y0_dot, masks, *row_words, table=rows, transposed=False)
+    if params["counts"]:
+        _, alive, active = network_p.bind(*primals, rows=rows, **params)
     else:
-        tangent = jax.jvp(activations_of, (y0,), (tangents[0],))[1]
-    return results, [tangent, *map(_zero_tangent, results[1:])]
+        alive, active = jnp.any(y != 0, axis=-1), jnp.zeros((0,), jnp.int32)
+    return [y, alive, active], [y_dot, rules.zero_tangent(alive), rules.zero_tangent(active)]
 
 
-# --- layer_p ----------------------------------------------------------------------------------------------------------
-
-layer_p = Primitive("spdnn_layer")
-
-
-@layer_p.def_abstract_eval
-def _layer_abstract(y: Any, indptr: Any, indices: Any, values: Any, bias: Any, *, activation: Clip) -> Any:
-    del activation
-    outputs, edges = indptr.shape[0] - 1, indices.shape[0]
-    if y.ndim != 2 or y.dtype != jnp.float32:
-        raise ValueError(f"features must be float32 of shape (features, inputs), got {y.dtype} {y.shape}")
-    if values.shape not in ((), (edges,)):
-        raise ValueError(f"values must have shape () or ({edges},), got {values.shape}")
-    if bias.shape not in ((), (outputs,)):
-        raise ValueError(f"bias must have shape () or ({outputs},), got {bias.shape}")
-    return y.update(shape=(y.shape[0], outputs), dtype=jnp.dtype("float32"))
-
-
-def _layer_custom_call(ctx: Any, *args: Any, activation: Clip) -> Sequence[Any]:
-    lower, upper = np.float32(activation.lower), np.float32(activation.upper)
-    return jax.ffi.ffi_lowering(LAYER_TARGET)(ctx, *args, lower=lower, upper=upper)
-
-
-def _layer_batch(args: Sequence[Any], dims: Sequence[Any], *, activation: Clip) -> tuple[Any, Any]:
-    if any(dim is not None for dim in dims[1:]):
-        results, result_dims = _map_over_batch(layer_p, args, dims, {"activation": activation})
-        return results[0], result_dims[0]
-    y = jnp.moveaxis(args[0], dims[0], 0)
-    batch, features = y.shape[:2]
-    result = layer_p.bind(y.reshape(batch * features, -1), *args[1:], activation=activation)
-    return result.reshape(batch, features, -1), 0
-
-
-def _layer_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, activation: Clip) -> tuple[Any, Any]:
-    y, indptr, indices, values, bias = primals
-    result = layer_p.bind(*primals, activation=activation)
-    differentiable, their_tangents = (y, values, bias), (tangents[0], tangents[3], tangents[4])
-
-    def of_floats(y: jax.Array, values: jax.Array, bias: jax.Array) -> jax.Array:
-        return layer_xla(y, indptr, indices, values, bias, activation=activation)
-
-    return result, jax.jvp(of_floats, differentiable, tuple(map(ad.instantiate_zeros, their_tangents)))[1]
-
-
-# --- rules common to both ---------------------------------------------------------------------------------------------
-
-
-def _map_over_batch(
-    primitive: Primitive, args: Sequence[Any], dims: Sequence[Any], params: dict[str, Any]
-) -> tuple[list[Any], list[int]]:
-    """Runs the primitive once for each member of the batch: right whatever is mapped, if not fast."""
-    mapped = [k for k, dim in enumerate(dims) if dim is not None]
-
-    def one(members: tuple[Any, ...]) -> list[Any]:
-        full = list(args)
-        for k, member in zip(mapped, members, strict=True):
-            full[k] = member
-        results = primitive.bind(*full, **params)
-        return results if primitive.multiple_results else [results]
-
-    results = jax.lax.map(one, tuple(jnp.moveaxis(args[k], dims[k], 0) for k in mapped))
-    return results, [0] * len(results)
-
-
-def _register(primitive: Primitive, native: dict[str, Any], xla: Any, batch: Any, jvp: Any) -> None:
-    primitive.def_impl(functools.partial(jax.jit(primitive.bind, static_argnames=_STATIC[primitive.name])))
-    mlir.register_lowering(primitive, mlir.lower_fun(xla, multiple_results=primitive.multiple_results))
-    for platform, rule in native.items():
-        mlir.register_lowering(primitive, rule, platform=platform)
-    batching.primitive_batchers[primitive] = batch
-    ad.primitive_jvps[primitive] = jvp
-
-
-_STATIC = {"spdnn_network": ("table", "kernel", "activations", "counts"), "spdnn_layer": ("activation",)}
-
-_network_native: dict[str, Any] = {"cpu": _network_cpu}
-_layer_native: dict[str, Any] = {"cpu": _layer_custom_call}
-if _native.has_cuda_library():
-    _network_native["cuda"] = mlir.lower_fun(_network_cuda, multiple_results=True)
-    _layer_native["cuda"] = _layer_custom_call
-
-_register(network_p, _network_native, network_xla, _network_batch, _network_jvp)
-_register(layer_p, _layer_native, layer_xla, _layer_batch, _layer_jvp)
+batching.primitive_batchers[network_p] = _network_batch
+ad.primitive_jvps[network_p] = _network_jvp

@@ -13,7 +13,7 @@ import numpy as np
 
 from spdnn_jax._native import core, usable_cores
 from spdnn_jax.activation import Clip
-from spdnn_jax.network import SparseLayer, SparseNetwork, native_arrays
+from spdnn_jax.network import SparseLayer, SparseNetwork, as_network, native_arrays
 
 Compress = Literal["none", "neurons", "full"]
 """Lossless compression: none; of equal neurons, once for the network; of equal features, too, while it runs."""
@@ -55,6 +55,7 @@ def simplify(network: SparseNetwork) -> tuple[SparseNetwork, Expansion]:
     Raises:
         ValueError: A layer is malformed, or weights that are added up pass the range of float32.
     """
+    network = as_network(network)
     simplified = Simplified(zip(network.layers, network.activation, strict=True))
     layers = tuple(layer for layer, _, _ in simplified)
     return SparseNetwork(layers, network.activation), simplified.expansion
@@ -91,7 +92,7 @@ class Simplified(Iterable[tuple[SparseLayer, Clip, "core.LayerOrigin"]]):
         self._native = core.Simplifier(threads or usable_cores(), hash_mask)
         self._activation: list[Clip] = []
         for count, (layer, activation) in enumerate(layers, start=1):
-            self._native.add(**native_arrays(layer, activation))
+            self._native.add(**native_arrays(layer, activation, count))
             self._activation.append(activation)
             if progress is not None:
                 progress(count)

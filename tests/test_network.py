@@ -69,8 +69,8 @@ def test_duplicates_are_summed_or_refused() -> None:
         ({"indices": np.array([1, 1], np.int32)}, "output 0 are not ascending and distinct"),
     ],
 )
-def test_malformed_layers_are_named(change: dict[str, np.ndarray], message: str) -> None:
-    arrays = {
+def test_malformed_layers_are_named(change: dict[str, Any], message: str) -> None:
+    arrays: dict[str, Any] = {
         "indptr": np.array([0, 2]),
         "indices": np.array([0, 2], np.int32),
         "values": np.array([1.0, 2.0], np.float32),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
-from spdnn_jax import Clip, SparseLayer, SparseNetwork, build_plan, categories, infer, layer, ops
+from spdnn_jax import Clip, SparseLayer, SparseNetwork, build_plan, categories, infer, layer, ops, pack_bits
 from spdnn_jax.graph_challenge import inputs, oracle, radixnet
 from tests.conftest import dense_reference, random_network
 
@@ -61,7 +61,7 @@ def test_any_network_equals_the_oracle(
 def test_every_input_form_and_tile_boundary(count: int, form: str) -> None:
     network = random_network(7, [45, 33, 20], bias="negative")
     plain = np.random.default_rng(count).random((count, 45)) < 0.3
-    y0 = inputs.pack_bits(plain) if form == "packed" else plain.astype(form)
+    y0 = pack_bits(plain) if form == "packed" else plain.astype(form)
     plan = build_plan(network)
     expected = dense_reference(network, plain)
     assert_close(infer(plan, y0), expected)

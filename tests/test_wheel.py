@@ -21,7 +21,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet", "--no-build-isolation"]
     done = subprocess.run(
-        [*build, "--no-deps", "-C", "wheel.cmake=false", "--wheel-dir", str(target), str(ROOT)],
+        [*build, "--no-deps", "--config-settings=wheel.cmake=false", "--wheel-dir", str(target), str(ROOT)],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

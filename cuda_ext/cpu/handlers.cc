@@ -6,8 +6,10 @@
 #include <tuple>
 #include <utility>
 
+#include "cpu/row_chain.h"
 #include "cpu/layer.h"
 #include "cpu/network.h"
+#include "cpu/sampled.h"
 #include "layout/plan_view.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -111,34 +113,32 @@ ffi::Error network(ffi::ThreadPool pool, ffi::AnyBuffer y0, ffi::Buffer<DataType
   });
 }
 
-// --- one layer ---
+// --- one layer, and its derivative in the weights ---
 
-std::string check_shapes(const LayerCall& call, int64_t offsets, int64_t values, int64_t bias) {
-  if (offsets != call.outputs + 1) return "indptr must hold outputs + 1 entries";
-  if (!call.single_value && values != call.edges) return "values must be a scalar, or hold one entry an edge";
-  if (!call.single_bias && bias != call.outputs) return "bias must be a scalar, or hold one entry an output";
-  return "";
+using Floats = ffi::Buffer<DataType::F32>;
+using Ints = ffi::Buffer<DataType::S32>;
+
+// Rows between features of `in` and of `out`.
+std::string read_rows(const Floats& in, const Floats& out, const Ints& indptr, const Ints& indices,
+                      CompressedRows* rows) {
+  if (in.dimensions().size() != 2 || out.dimensions().size() != 2 || in.dimensions()[0] != out.dimensions()[0]) {
+    return "activations must be matrices with one feature a row, and those of inputs and outputs have as many rows";
+  }
+  rows->inputs = in.dimensions()[1];
+  rows->outputs = out.dimensions()[1];
+  rows->edges = count_of(indices);
+  rows->indptr = indptr.typed_data();
+  rows->indices = indices.typed_data();
+  return count_of(indptr) == rows->outputs + 1 ? "" : "indptr must hold outputs + 1 entries";
 }
 
-ffi::Error layer(ffi::ThreadPool pool, ffi::Buffer<DataType::F32> y, ffi::AnyBuffer indptr,
-                 ffi::Buffer<DataType::S32> indices, ffi::Buffer<DataType::F32> values, ffi::Buffer<DataType::F32> bias,
+ffi::Error layer(ffi::ThreadPool pool, Floats y, Ints indptr, Ints indices, Floats values, Floats bias,
                  ffi::ResultBuffer<DataType::F32> result, float lower, float upper) {
   return guarded([&]() -> std::string {
-    if (y.dimensions().size() != 2 || result->dimensions().size() != 2 ||
-        y.dimensions()[0] != result->dimensions()[0]) {
-      return "features must be a matrix, one feature a row, and the result have as many rows";
-    }
-    if (indptr.element_type() != DataType::S32 && indptr.element_type() != DataType::S64) {
-      return "indptr must be int32 or int64";
-    }
     LayerCall call;
+    if (const std::string wrong = read_rows(y, *result, indptr, indices, &call.rows); !wrong.empty()) return wrong;
     call.features = y.dimensions()[0];
-    call.inputs = y.dimensions()[1];
-    call.outputs = result->dimensions()[1];
-    call.edges = count_of(indices);
     call.y = y.typed_data();
-    call.indptr = {indptr.untyped_data(), indptr.element_type() == DataType::S64};
-    call.indices = indices.typed_data();
     call.values = values.typed_data();
     call.single_value = values.dimensions().size() == 0;
     call.bias = bias.typed_data();
@@ -146,8 +146,72 @@ ffi::Error layer(ffi::ThreadPool pool, ffi::Buffer<DataType::F32> y, ffi::AnyBuf
     call.lower = finite_bound(lower);
     call.upper = finite_bound(upper);
     call.result = result->typed_data();
-    const std::string problem = check_shapes(call, count_of(indptr), count_of(values), count_of(bias));
-    return problem.empty() ? run_layer(call, helpers_of(pool), scheduler_of(pool)) : problem;
+    if (!call.single_value && count_of(values) != call.rows.edges) {
+      return "values must be a scalar, or hold one entry an edge";
+    }
+    if (!call.single_bias && count_of(bias) != call.rows.outputs) {
+      return "bias must be a scalar, or hold one entry an output";
+    }
+    return run_layer(call, helpers_of(pool), scheduler_of(pool));
+  });
+}
+
+ffi::Error sampled(ffi::ThreadPool pool, Floats in, Floats out, Ints indptr, Ints indices,
+                   ffi::ResultBuffer<DataType::F32> result) {
+  return guarded([&]() -> std::string {
+    SampledCall call;
+    if (const std::string wrong = read_rows(in, out, indptr, indices, &call.rows); !wrong.empty()) return wrong;
+    if (count_of(*result) != call.rows.edges) return "the result must hold one entry an edge";
+    call.features = in.dimensions()[0];
+    call.in = in.typed_data();
+    call.out = out.typed_data();
+    call.result = result->typed_data();
+    return run_sampled(call, helpers_of(pool), scheduler_of(pool));
+  });
+}
+
+// --- a plan's rows, and their derivative ---
+
+std::string read_chain(const Floats& in, const Floats& out, const ffi::Buffer<DataType::U32>& masks,
+                       const ffi::Buffer<DataType::U32>& words, ffi::Span<const int64_t> table, bool transposed,
+                       ChainCall* call) {
+  if (const char* wrong = view_rows(table.begin(), static_cast<int64_t>(table.size()), count_of(words), &call->rows)) {
+    return wrong;
+  }
+  int64_t in_width = call->rows.inputs(), out_width = call->rows.outputs();
+  if (transposed) std::swap(in_width, out_width);
+  const auto is_matrix = [&](const auto& buffer, int64_t width) {
+    return buffer.dimensions().size() == 2 && buffer.dimensions()[0] == in.dimensions()[0] &&
+           buffer.dimensions()[1] == width;
+  };
+  if (!is_matrix(in, in_width) || !is_matrix(out, out_width) || !is_matrix(masks, call->rows.mask_words())) {
+    return "activations and masks must be matrices of the plan's widths, one feature a row";
+  }
+  call->features = in.dimensions()[0];
+  call->words = words.typed_data();
+  call->in = in.typed_data();
+  call->out = out.typed_data();
+  call->masks = masks.typed_data();
+  return "";
+}
+
+ffi::Error chain(ffi::ThreadPool pool, Floats y0, ffi::Buffer<DataType::U32> words,
+                 ffi::ResultBuffer<DataType::F32> result, ffi::ResultBuffer<DataType::U32> masks,
+                 ffi::Span<const int64_t> table) {
+  return guarded([&]() -> std::string {
+    ChainCall call;
+    const std::string wrong = read_chain(y0, *result, *masks, words, table, false, &call);
+    return wrong.empty() ? run_chain(call, helpers_of(pool), scheduler_of(pool)) : wrong;
+  });
+}
+
+ffi::Error chain_derivative(ffi::ThreadPool pool, Floats in, ffi::Buffer<DataType::U32> masks,
+                            ffi::Buffer<DataType::U32> words, ffi::ResultBuffer<DataType::F32> out,
+                            ffi::Span<const int64_t> table, bool transposed) {
+  return guarded([&]() -> std::string {
+    ChainCall call;
+    const std::string wrong = read_chain(in, *out, masks, words, table, transposed, &call);
+    return wrong.empty() ? run_chain_derivative(call, transposed, helpers_of(pool), scheduler_of(pool)) : wrong;
   });
 }
 
@@ -168,10 +232,38 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnLayerCpu, spdnn::cpu::layer,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
-                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::S32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Attr<float>("lower")
                                   .Attr<float>("upper"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnSampledCpu, spdnn::cpu::sampled,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::S32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnChainCpu, spdnn::cpu::chain,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::U32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::DataType::U32>>()
+                                  .Attr<xla::ffi::Span<const int64_t>>("table"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnChainDerivativeCpu, spdnn::cpu::chain_derivative,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::U32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::U32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
+                                  .Attr<xla::ffi::Span<const int64_t>>("table")
+                                  .Attr<bool>("transposed"));

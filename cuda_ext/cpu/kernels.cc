@@ -1,5 +1,6 @@
 #include "cpu/kernels.h"
 
+#include "cpu/vectors.h"
 #include "layout/spdnn_layout.h"
 
 #define SPDNN_CONCATENATE_(a, b) a##b
@@ -11,15 +12,11 @@ namespace {
 // A block of sums stays in registers: kSums vectors, as outputs x vectors of features. Full tiles take kVectors of
 // features, so that few weights are broadcast; narrow tiles take more outputs, so that few features are read twice.
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kVectors = 4, kSums = 16;
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kVectors = 2, kSums = 8;
+constexpr int kVectors = 4, kSums = 16;
 #else
-constexpr int kLanes = 4, kVectors = 2, kSums = 8;
+constexpr int kVectors = 2, kSums = 8;
 #endif
 
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
-typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(float))));
 typedef uint32_t UnalignedBits
     __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(uint32_t)), may_alias));
 
@@ -127,7 +124,9 @@ void run(const RunTask& task) { task.index_bits == 16 ? compute_run<uint16_t>(ta
 #define SPDNN_STRING_(text) #text
 #define SPDNN_STRING(text) SPDNN_STRING_(text)
 
+extern const RowKernels SPDNN_CONCATENATE(row_kernels_, SPDNN_KERNELS);
 extern const Kernels SPDNN_CONCATENATE(kernels_, SPDNN_KERNELS);
-const Kernels SPDNN_CONCATENATE(kernels_, SPDNN_KERNELS) = {SPDNN_STRING(SPDNN_KERNELS), kLanes, &run, &largest_index};
+const Kernels SPDNN_CONCATENATE(kernels_, SPDNN_KERNELS) = {SPDNN_STRING(SPDNN_KERNELS), kLanes, &run, &largest_index,
+                                                            &SPDNN_CONCATENATE(row_kernels_, SPDNN_KERNELS)};
 
 }  // namespace spdnn::cpu

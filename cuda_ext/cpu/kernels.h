@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "cpu/row_kernels.h"
 #include "layout/largest.h"
 
 namespace spdnn::cpu {
@@ -37,6 +38,7 @@ struct Kernels {
   int lanes;  // floats in a vector
   RunKernel run;
   LargestIndex largest_index;
+  const RowKernels* rows;
 };
 
 // The kernels for this processor, or those that the environment variable SPDNN_CPU_KERNELS names. Null, with `error`

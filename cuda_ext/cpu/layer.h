@@ -4,25 +4,15 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu/compressed_rows.h"
 #include "cpu/work_sharing.h"
 
 namespace spdnn::cpu {
 
-// Row pointers of either width: JAX makes int64 into int32 unless told otherwise.
-struct RowOffsets {
-  const void* data = nullptr;
-  bool is_64_bit = false;
-
-  int64_t operator[](int64_t row) const {
-    return is_64_bit ? static_cast<const int64_t*>(data)[row] : static_cast<const int32_t*>(data)[row];
-  }
-};
-
 struct LayerCall {
-  int64_t features = 0, inputs = 0, outputs = 0, edges = 0;
-  const float* y = nullptr;  // (features, inputs)
-  RowOffsets indptr;         // (outputs + 1)
-  const int32_t* indices = nullptr;
+  CompressedRows rows;
+  int64_t features = 0;
+  const float* y = nullptr;       // (features, inputs)
   const float* values = nullptr;  // (edges), or one
   bool single_value = false;
   const float* bias = nullptr;  // (outputs), or one

@@ -15,19 +15,6 @@ namespace {
 
 constexpr int64_t kBlock = 64;  // neurons transposed at a time: their rows of a tile stay in the first-level cache
 
-template <typename Read>
-void transpose(Read read, int64_t inputs, int64_t count, int64_t stride, float* tile) {
-  for (int64_t block = 0; block < inputs; block += kBlock) {
-    const int64_t end = std::min(block + kBlock, inputs);
-    for (int64_t column = 0; column < count; ++column) {
-      for (int64_t neuron = block; neuron < end; ++neuron) tile[neuron * stride + column] = read(column, neuron);
-    }
-    for (int64_t neuron = block; neuron < end; ++neuron) {
-      std::fill(tile + neuron * stride + count, tile + (neuron + 1) * stride, 0.0f);
-    }
-  }
-}
-
 // Values of `kBits` bits. Those of one neuron stand in as many words as there are columns; gathered first, they become
 // floats by whole vectors.
 template <int kBits>
@@ -82,17 +69,28 @@ int64_t choose_stride(int64_t neurons, int64_t features, int threads) {
   return stride;
 }
 
+void transpose_rows(const float* rows, int64_t width, int64_t count, int64_t stride, float* tile) {
+  for (int64_t block = 0; block < width; block += kBlock) {
+    const int64_t end = std::min(block + kBlock, width);
+    for (int64_t column = 0; column < count; ++column) {
+      for (int64_t neuron = block; neuron < end; ++neuron) {
+        tile[neuron * stride + column] = rows[column * width + neuron];
+      }
+    }
+    for (int64_t neuron = block; neuron < end; ++neuron) {
+      std::fill(tile + neuron * stride + count, tile + (neuron + 1) * stride, 0.0f);
+    }
+  }
+}
+
 void load_tile(const InputFeatures& input, int64_t first, int64_t count, int64_t stride, Tile& tile) {
   tile.columns.resize(count);
   for (int64_t column = 0; column < count; ++column) tile.columns[column] = {first + column};
   const int64_t inputs = input.inputs;
   float* data = tile.buffer.data();
   switch (input.type) {
-    case InputType::kFloat32: {
-      const float* rows = static_cast<const float*>(input.data) + first * inputs;
-      return transpose([&](int64_t column, int64_t neuron) { return rows[column * inputs + neuron]; }, inputs, count,
-                       stride, data);
-    }
+    case InputType::kFloat32:
+      return transpose_rows(static_cast<const float*>(input.data) + first * inputs, inputs, count, stride, data);
     case InputType::kUint8:
       return unpack<8>(static_cast<const char*>(input.data) + first * inputs, inputs, inputs, count, stride, data);
     case InputType::kPacked: {

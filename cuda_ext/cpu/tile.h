@@ -50,6 +50,9 @@ int64_t choose_stride(int64_t neurons, int64_t features, int threads);
 // Features first .. first + count, which become the columns of `tile`; columns up to `stride` are zero.
 void load_tile(const InputFeatures& input, int64_t first, int64_t count, int64_t stride, Tile& tile);
 
+// `count` rows of `width` floats, which become the columns of `tile`; columns up to `stride` are zero.
+void transpose_rows(const float* rows, int64_t width, int64_t count, int64_t stride, float* tile);
+
 // Copies columns `columns` of `from`, ascending, to columns first, first + 1 .. of `to`, which then ends there. Both
 // may be the same tile where `first` is 0.
 void move_columns(const Tile& from, const std::vector<int>& columns, int64_t width, int64_t stride, int64_t first,

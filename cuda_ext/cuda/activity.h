@@ -5,19 +5,18 @@
 
 #include <cstdint>
 
-#include "input.h"
-
 namespace spdnn::cuda {
 
 struct ActivityStep {
-  uint8_t* flags;          // of each feature in work: some output is not zero. Cleared for the next layer.
+  const uint8_t* flags;    // of each feature in work: `flag` where some output is not zero
+  uint8_t flag;            // of this step (layer_step.h)
   const int32_t* count;    // features in work; null: all
   int64_t features;        // all of them
   const int32_t* slots;    // where they stand; null: each at its own number
   const int32_t* ids;      // which they are; null: their own numbers
   const int32_t* members;  // how many features each one stands for; null: itself
   bool prunable;           // features without a flag may go
-  int32_t* next_slots;     // where the features that stay stand; may be `slots`
+  int32_t* next_slots;     // where the features that stay stand
   int32_t* next_ids;
   int32_t* next_count;
   int32_t* active;  // of this layer, zero at the launch; may be null
@@ -25,23 +24,5 @@ struct ActivityStep {
 };
 
 cudaError_t launch_activity(const ActivityStep& step, cudaStream_t stream);
-
-// The caller's rows -> tiles.
-cudaError_t launch_read_input(const InputFeatures& input, int64_t features, float* target, cudaStream_t stream);
-
-struct OutputStep {
-  const float* source;  // tiles
-  int64_t width;        // neurons of `source`
-  float unit;           // of activations there (scale.h)
-  int64_t outputs;
-  const int32_t* ids;      // null: their own numbers
-  const int32_t* count;    // features in work; null: all
-  const int32_t* slot_of;  // slot of each output neuron
-  float* activations;      // (features, outputs)
-  int64_t features;        // all of them
-};
-
-// Tiles -> the caller's rows, for the features in work.
-cudaError_t launch_write_output(const OutputStep& step, cudaStream_t stream);
 
 }  // namespace spdnn::cuda

@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Flags features that differ from their candidate, for all that the hash is the same.
-__global__ void __launch_bounds__(kThreads)
-    compare_kernel(const float* source, int64_t width, Places places, const int32_t* candidates, uint8_t* differs) {
+__global__ void __launch_bounds__(kThreads) compare_kernel(const float* source, int64_t width, Places places,
+                                                           const int32_t* candidates, uint8_t* flags, uint8_t differs) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const Slice slice = Slice::of_block(width);
   const int64_t count = places.size();
@@ -111,31 +111,26 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t neuron = slice.begin + warp; neuron < slice.end; neuron += kWarps) {
       equal &= __float_as_uint(mine[neuron * kTile]) == __float_as_uint(other[neuron * kTile]);
     }
-    if (!equal) differs[place] = 1;
+    if (!equal) flags[place] = differs;
   }
 }
 
-// Lets the features that equal their candidate follow it, and flags the others, which go on.
+// Lets the features that equal their candidate follow it, and flags the others, which go on. Leaves hashes and table as
+// the next search is to find them.
 __global__ void __launch_bounds__(kThreads)
-    follow_kernel(Places places, const int32_t* candidates, FeatureClasses classes, uint8_t* flags) {
-  const int64_t count = places.size();
-  for (int64_t place = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; place < count;
-       place += static_cast<int64_t>(gridDim.x) * kThreads) {
+    follow_kernel(Places places, const int32_t* candidates, FeatureClasses classes, uint8_t* flags, uint8_t differs) {
+  const int64_t count = places.size(), first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t k = first; k < classes.table_places; k += step) classes.table[k] = -1;
+  for (int64_t place = first; place < count; place += step) {
+    classes.hashes[place] = 0;
     const int32_t candidate = candidates[place];
-    const bool goes_on = candidate == place || flags[place];
-    flags[place] = goes_on;
-    if (goes_on) continue;
+    if (candidate == place) flags[place] = differs;
+    if (flags[place] == differs) continue;
     const int32_t id = places.id(place), leader = places.id(candidate);
     classes.leader_of[id] = leader;
     atomicAdd(classes.members + leader, classes.members[id]);
   }
-}
-
-__global__ void __launch_bounds__(kThreads) start_classes_kernel(FeatureClasses classes, int64_t features) {
-  const int64_t feature = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (feature >= features) return;
-  classes.leader_of[feature] = static_cast<int32_t>(feature);
-  classes.members[feature] = 1;
 }
 
 // A warp for each feature. A leader may have come to follow another one later.
@@ -167,31 +162,21 @@ int64_t table_places(int64_t features) {
   return places;
 }
 
-cudaError_t launch_start_classes(const FeatureClasses& classes, int64_t features, cudaStream_t stream) {
-  const int64_t blocks = (features + kThreads - 1) / kThreads;
-  start_classes_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(classes, features);
-  return cudaGetLastError();
-}
-
 cudaError_t launch_equal_features(const EqualStep& step, cudaStream_t stream) {
   const FeatureClasses& classes = step.classes;
   const Places places = places_of(step);
   const int64_t features = step.activity.features;
-  cudaError_t error = cudaMemsetAsync(classes.hashes, 0, features * sizeof *classes.hashes, stream);
-  if (error != cudaSuccess) return error;
-  error = cudaMemsetAsync(classes.table, 0xFF, classes.table_places * sizeof *classes.table, stream);
-  if (error != cudaSuccess) return error;
   const dim3 slices(blocks_for(features, 32), static_cast<unsigned>((step.width + kSliceNeurons - 1) / kSliceNeurons));
   const unsigned blocks = blocks_for(features, kThreads);
   if (step.width > 0) hash_kernel<<<slices, kThreads, 0, stream>>>(step.source, step.width, places, classes.hashes);
   enter_kernel<<<blocks, kThreads, 0, stream>>>(places, classes.hashes, classes.table,
                                                 static_cast<uint64_t>(classes.table_places - 1), classes.candidates);
   if (step.width > 0) {
-    compare_kernel<<<slices, kThreads, 0, stream>>>(step.source, step.width, places, classes.candidates,
-                                                    step.activity.flags);
+    compare_kernel<<<slices, kThreads, 0, stream>>>(step.source, step.width, places, classes.candidates, step.flags,
+                                                    step.activity.flag);
   }
-  follow_kernel<<<blocks, kThreads, 0, stream>>>(places, classes.candidates, classes, step.activity.flags);
-  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  follow_kernel<<<blocks, kThreads, 0, stream>>>(places, classes.candidates, classes, step.flags, step.activity.flag);
+  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
   return launch_activity(step.activity, stream);
 }
 

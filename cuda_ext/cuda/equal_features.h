@@ -12,9 +12,9 @@ namespace spdnn::cuda {
 
 // What is known of the classes. Arrays of the workspace, of one entry a feature if nothing else is said.
 struct FeatureClasses {
-  uint64_t* hashes;      // of each place in the list of features in work
+  uint64_t* hashes;      // of each place in the list of features in work; 0 between searches
   int32_t* candidates;   // of each place: that of the first feature found with the same hash, perhaps itself
-  int32_t* table;        // places by their hash, -1 where free
+  int32_t* table;        // places by their hash, -1 where free; so all of it between searches
   int64_t table_places;  // a power of two, at least twice the features
   int32_t* leader_of;    // of each feature: the one that it follows, or itself
   int32_t* members;      // of each feature: how many it stands for
@@ -23,14 +23,12 @@ struct FeatureClasses {
 // Places of the table for so many features.
 int64_t table_places(int64_t features);
 
-// Starts the classes: each feature is its own.
-cudaError_t launch_start_classes(const FeatureClasses& classes, int64_t features, cudaStream_t stream);
-
 struct EqualStep {
   FeatureClasses classes;
   const float* source;    // tiles
   int64_t width;          // neurons of `source`
-  ActivityStep activity;  // the lists, and where the shorter ones go; `flags` are zero before and after
+  uint8_t* flags;         // those of `activity`
+  ActivityStep activity;  // the lists, and where the shorter ones go; no flag is that of the step at the launch
 };
 
 // Looks for equal features among those in work, and drops all but one of each class from the lists.

@@ -40,6 +40,15 @@ struct Direct {
   }
 };
 
+// The caller's bytes or bits.
+template <typename Four>
+struct Narrow {
+  static constexpr bool kAhead = true;
+  Four four;
+
+  __device__ void operator()(uint32_t index, float (&x)[kVector]) const { four.load(index, x); }
+};
+
 template <int kOutputs, bool kStored, typename Index, typename Load>
 __device__ __forceinline__ void compute_unit(const LayerStep& step, const RunArguments& arguments, const Unit& unit,
                                              uint32_t slot, uint32_t count, Load load) {
@@ -57,7 +66,7 @@ __device__ __forceinline__ void compute_unit(const LayerStep& step, const RunArg
   }
 #pragma unroll
   for (int v = 0; v < kVector; ++v) {
-    if ((active >> v & 1u) && slot + v < count && !step.flags[slot + v]) step.flags[slot + v] = 1;
+    if ((active >> v & 1u) && slot + v < count && step.flags[slot + v] != step.flag) step.flags[slot + v] = step.flag;
   }
 }
 
@@ -82,16 +91,27 @@ __global__ void __launch_bounds__(kThreads, 2)
     const uint32_t slot = panel * kPanel + lane * kVector;
     if (u >= units || slot >= count) continue;
     const Unit unit = Unit::at(static_cast<int>(u), static_cast<int>(run.groups), kOutputs);
-    if (gathered) {
+    const int64_t width = arguments.layer.inputs;
+    if (!step.source) {
+      const auto compute = [&](auto four) {
+        compute_unit<kOutputs, kStored, Index>(step, arguments, unit, slot, count, Narrow<decltype(four)>{four});
+      };
+      if (step.narrow_type == InputType::kUint8) {
+        compute(FourBytes(step.narrow_source, slot, width, step.scale.per_unit));
+      } else {
+        compute(FourBits(step.narrow_source, slot, width, step.scale.per_unit));
+      }
+    } else if (gathered || slot + kVector > count) {  // past the last feature a tile holds what was there before
       Gather gather;
 #pragma unroll
       for (int v = 0; v < kVector; ++v) {
-        const int64_t from = step.slots[min(slot + v, count - 1)];
-        gather.column[v] = step.source + tiled_offset(from, 0, arguments.layer.inputs);
+        const uint32_t place = min(slot + v, count - 1);
+        const int64_t from = gathered ? step.slots[place] : place;
+        gather.column[v] = step.source + tiled_offset(from, 0, width);
       }
       compute_unit<kOutputs, kStored, Index>(step, arguments, unit, slot, count, gather);
     } else {
-      const Direct direct{step.source + tiled_offset(slot, 0, arguments.layer.inputs)};
+      const Direct direct{step.source + tiled_offset(slot, 0, width)};
       compute_unit<kOutputs, kStored, Index>(step, arguments, unit, slot, count, direct);
     }
   }

@@ -19,15 +19,15 @@ __device__ __forceinline__ uint32_t opaque(uint32_t value) {
   return value;
 }
 
-// Starts to copy 8 or 16 bytes from device memory to shared memory, past the registers.
+// Starts to copy 4, 8 or 16 bytes from device memory to shared memory, past the registers.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* target, const void* source) {
-  static_assert(kBytes == 8 || kBytes == 16, "the machine copies 8 or 16 bytes at a time");
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16, "the machine copies 4, 8 or 16 bytes at a time");
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(target));
   if constexpr (kBytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(source) : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(source) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(source), "n"(kBytes) : "memory");
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "input.h"
 #include "scale.h"
 
 namespace spdnn::cuda {
@@ -13,12 +14,15 @@ struct LayerStep {
   const uint32_t* words;
   Scale scale;
   Bounds bounds;
-  const float* source;          // tiles
+  const float* source;        // tiles; null where `narrow_source` is the input
+  const void* narrow_source;  // those, as launch_read_input() leaves them
+  InputType narrow_type;
   const int32_t* slots;         // slot in `source` of each feature in work; null: its own number
   const int32_t* count;         // features in work; null: all
   const int32_t* source_count;  // features in `source`, more than `count` where some were dropped; null: all
   float* target;                // tiles, where each feature stands at its own number
-  uint8_t* flags;               // of each feature in work: set where some output is not zero; zero at the launch
+  uint8_t* flags;               // of each feature in work: set to `flag` where some output is not zero
+  uint8_t flag;                 // none of the flags is that at the launch
   int64_t features;             // all of them
 
 #ifdef __CUDACC__

@@ -1,12 +1,15 @@
 #include <algorithm>
 
 #include "activity.h"
+#include "chain.h"
 #include "equal_features.h"
 #include "grouped.h"
 #include "launch.h"
 #include "network.h"
 #include "resident.h"
+#include "rows.h"
 #include "staged.h"
+#include "start.h"
 #include "tiles.cuh"
 
 namespace spdnn::cuda {
@@ -18,7 +21,7 @@ constexpr int64_t kAlignment = 256;
 struct Workspace {
   float* tiles[2];
   int32_t* ids[2];
-  int32_t* slots;
+  int32_t* slots[2];
   int32_t* counts;  // features in work: before, and after each step
   uint8_t* flags;
   FeatureClasses classes;  // only where the plan lets equal features be merged
@@ -33,7 +36,7 @@ struct Workspace {
     const int64_t padded = (features + 3) / 4 * 4;  // the grouped family reads and writes four features at a time
     for (float*& buffer : tiles) take(buffer, tiled_floats(features, widest(plan, 0, plan.header->layers)));
     for (int32_t*& list : ids) take(list, padded);
-    take(slots, padded);
+    for (int32_t*& list : slots) take(list, padded);
     take(counts, count_of_counts(plan));
     take(flags, padded);
     classes.table_places = plan.header->merge_features ? table_places(features) : 0;
@@ -60,26 +63,20 @@ class Launcher {
   }
 
   cudaError_t run() {
-    clear(call_.alive, call_.features);
-    clear(call_.active, call_.plan.header->layers);
-    clear(call_.activations, call_.features * call_.plan.header->outputs);
+    start();
     if (call_.features == 0) return error_;
-    clear(workspace_.counts, Workspace::count_of_counts(call_.plan));
-    clear(workspace_.flags, call_.features);
-    const bool merges = call_.plan.header->merge_features;
-    if (merges) check(launch_start_classes(workspace_.classes, call_.features, stream_));
     for (int64_t s = 0; s < call_.steps && error_ == cudaSuccess; ++s) {
       const ScheduleStep& step = call_.schedule[s];
       const bool last = step.end_layer == call_.plan.header->layers;
       if (step.action == kEqualFeatures) {
         find_equal_features(step.first_layer);
-      } else if (step.action == kResident) {
-        run_resident(step, last);
-      } else {
+      } else if (step.action == kGrouped || step.action == kStaged) {
         run_layer(step, last);
+      } else {
+        run_layers(step, last);
       }
     }
-    if (merges) {
+    if (call_.plan.header->merge_features) {
       check(launch_expand(workspace_.classes, call_.features, call_.alive, call_.activations,
                           call_.plan.header->outputs, stream_));
     }
@@ -95,9 +92,28 @@ class Launcher {
     const int32_t* ids = nullptr;
   };
 
-  template <typename T>
-  void clear(T* array, int64_t count) {
-    if (array && count > 0) check(cudaMemsetAsync(array, 0, count * sizeof(T), stream_));
+  void start() {
+    StartStep step{};
+    step.features = call_.features;
+    step.alive = call_.alive;
+    step.flags = workspace_.flags;
+    step.active = call_.active;
+    step.layers = call_.plan.header->layers;
+    step.counts = workspace_.counts;
+    step.count_of_counts = Workspace::count_of_counts(call_.plan);
+    step.classes = workspace_.classes;
+    check(launch_start(step, stream_));
+    const size_t bytes = call_.features * call_.plan.header->outputs * sizeof(float);
+    if (call_.activations && bytes > 0) check(cudaMemsetAsync(call_.activations, 0, bytes, stream_));
+  }
+
+  // What the next step sets flags to. No flag is that: they are cleared when all numbers have been used.
+  uint8_t next_flag() {
+    if (++flag_ == 0) {
+      check(cudaMemsetAsync(workspace_.flags, 0, call_.features, stream_));
+      flag_ = 1;
+    }
+    return flag_;
   }
 
   void check(cudaError_t error) {
@@ -121,10 +137,11 @@ class Launcher {
   void flip_lists() {
     list_ = 1 - list_;
     now_.ids = workspace_.ids[list_];
+    now_.slots = workspace_.slots[list_];
     now_.count = next_count_++;
   }
 
-  void run_resident(const ScheduleStep& schedule, bool last) {
+  void run_layers(const ScheduleStep& schedule, bool last) {
     ResidentStep step{};
     step.words = call_.words;
     step.layers_word = sizeof(PlanHeader) / sizeof(uint32_t);
@@ -152,7 +169,13 @@ class Launcher {
       step.target_ids = next_ids();
       step.target_count = next_count_;
     }
-    check(launch_resident(step, call_.plan, stream_));
+    int64_t chained = schedule.action == kChain ? call_.features : 0;  // features up to which the chain takes them
+    if (schedule.action == kChainOrResident) {
+      check(chain_features(call_.plan, schedule.first_layer, schedule.end_layer, &chained));
+    }
+    if (chained > 0) check(launch_chain(step, call_.plan, chained, stream_));
+    step.more_than = chained;
+    if (chained < call_.features) check(launch_resident(step, call_.plan, stream_));
     flip_tiles();
     flip_lists();
     now_.slots = nullptr;
@@ -161,18 +184,26 @@ class Launcher {
 
   void run_layer(const ScheduleStep& schedule, bool last) {
     const int64_t l = schedule.first_layer;
-    if (l == 0) check(launch_read_input(input_, call_.features, source(), stream_));
     const PlanLayer& layer = call_.plan.layers[l];
     LayerStep step{};
     step.words = call_.words;
     step.scale = scale_;
     step.bounds = scale_.bounds(layer);
     step.source = source();
+    if (l == 0 && schedule.action == kGrouped && input_.type != InputType::kFloat32) {
+      check(launch_read_narrow_input(input_, call_.features, source(), stream_));
+      step.source = nullptr;
+      step.narrow_source = source();
+      step.narrow_type = input_.type;
+    } else if (l == 0) {
+      check(launch_read_input(input_, call_.features, source(), stream_));
+    }
     step.slots = now_.slots;
     step.count = now_.count;
     step.source_count = now_.source_count;
     step.target = target();
     step.flags = workspace_.flags;
+    step.flag = next_flag();
     step.features = call_.features;
     if (schedule.action == kStaged) {
       check(launch_staged(step, layer, stream_));
@@ -187,20 +218,20 @@ class Launcher {
     activity.active = call_.active ? call_.active + l : nullptr;
     activity.alive = last ? call_.alive : nullptr;
     check(launch_activity(activity, stream_));
-    now_.slots = workspace_.slots;
     flip_lists();
   }
 
   ActivityStep lists_after(bool prunable) const {
     ActivityStep activity{};
     activity.flags = workspace_.flags;
+    activity.flag = flag_;
     activity.count = now_.count;
     activity.features = call_.features;
     activity.slots = now_.slots;
     activity.ids = now_.ids;
     activity.members = members();
     activity.prunable = prunable;
-    activity.next_slots = workspace_.slots;
+    activity.next_slots = workspace_.slots[1 - list_];
     activity.next_ids = next_ids();
     activity.next_count = next_count_;
     return activity;
@@ -225,9 +256,10 @@ class Launcher {
     step.classes = workspace_.classes;
     step.source = source();
     step.width = call_.plan.layers[l].inputs;
+    step.flags = workspace_.flags;
+    next_flag();
     step.activity = lists_after(true);
     check(launch_equal_features(step, stream_));
-    now_.slots = workspace_.slots;
     flip_lists();
   }
 
@@ -238,6 +270,7 @@ class Launcher {
   Workspace workspace_;
   Features now_;
   int tiles_ = 0, list_ = 0;  // which of the arrays that exist twice the next step reads
+  uint8_t flag_ = 0;          // of the step in work
   int32_t* next_count_ = nullptr;
   cudaError_t error_ = cudaSuccess;
 };
@@ -255,6 +288,12 @@ const char* check_step(const PlanView& plan, const ScheduleStep& step, const Sch
     case kStaged:
       if (layers != 1) return "a step of the staged family has one layer";
       return plan.layers[step.first_layer].staged_offset >= 0 ? nullptr : "a layer lacks the staged family's sections";
+    case kChain:
+    case kChainOrResident:
+      if (layers < 1) return "a step of the chain family has no layer";
+      if (const char* wrong = check_chain(plan, step.first_layer, step.end_layer)) return wrong;
+      if (step.action == kChain) return nullptr;
+      [[fallthrough]];
     case kResident:
       if (layers < 1) return "a step of the resident family has no layer";
       if (resident_features(plan, step.first_layer, step.end_layer, limits) > 0) return nullptr;

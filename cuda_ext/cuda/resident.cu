@@ -266,6 +266,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + Activations<kVector>::bytes(step.max_width, tile)));
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
   const int64_t count = step.count ? *step.count : step.features;
+  if (count <= step.more_than) return;
   const Columns columns = share_of_block(count, kVector, tile);
   const Activations<kVector> activations(memory, columns);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
@@ -361,19 +362,14 @@ cudaError_t launch(ResidentStep step, const Choice& choice, const Kind& kind, co
                    cudaStream_t stream) {
   const auto kernel = resident_kernel<kVector, kOutputs, kStored>;
   const int tile = choice.features, threads = choice.threads;
-  const auto allow = [kernel](int64_t bytes) {
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-  };
   int64_t shared = Activations<kVector>::bytes(step.max_width, tile), resident_blocks = 0;
-  cudaError_t error = allow(shared);
+  cudaError_t error = resident_block_count(kernel, threads, shared, &resident_blocks);
   if (error != cudaSuccess) return error;
-  if ((error = resident_block_count(kernel, threads, shared, &resident_blocks)) != cudaSuccess) return error;
   // Sections are brought along where that costs no block its place.
   step.staged_words = 0;
   const int64_t shared_with_sections = shared + kStagedLayers * kind.words * static_cast<int64_t>(sizeof(uint32_t));
   if (shared_with_sections + kSharedStatic <= limits.block_shared_bytes) {
     int64_t blocks_with_sections = 0;
-    if ((error = allow(shared_with_sections)) != cudaSuccess) return error;
     error = resident_block_count(kernel, threads, shared_with_sections, &blocks_with_sections);
     if (error != cudaSuccess) return error;
     if (blocks_with_sections >= resident_blocks) {

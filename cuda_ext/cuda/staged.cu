@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads)
       bits |= __float_as_uint(sums[r]);
     }
     const bool active = (bits << 1) != 0;  // -0.0 is zero
-    if (active && place < count && !step.flags[place]) step.flags[place] = 1;
+    if (active && place < count && step.flags[place] != step.flag) step.flags[place] = step.flag;
   }
 }
 
@@ -168,8 +168,6 @@ cudaError_t launch(const LayerStep& step, const PlanLayer& layer, cudaStream_t s
   constexpr int kBufferBytes = kBufferFloats * sizeof(float);
   const int buffers = 2 * kBufferBytes <= limits.block_shared_bytes ? 2 : 1;  // with two, one is filled meanwhile
   const int shared = buffers * kBufferBytes;
-  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-  if (error != cudaSuccess) return error;
   int64_t resident_blocks = 0;
   if ((error = resident_block_count(kernel, kThreads, shared, &resident_blocks)) != cudaSuccess) return error;
   const int64_t tiles = (step.features + kLanes - 1) / kLanes;

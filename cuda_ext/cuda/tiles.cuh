@@ -1,7 +1,8 @@
 // Where features lie on the device, and how they come in and go out.
 //
 // Between launches activations stand in tiles of 128 features, [tile][neuron][128], so that a warp reads one neuron of
-// 128 features, 4 a lane, as 512 bytes that lie side by side: what device memory gives fast in any order of neurons.
+// 128 features, 4 a lane, as 512 bytes that lie side by side: what device memory gives fast in any order of neurons. A
+// first layer's bytes and bits are kept as they came, in tiles of the same order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -43,6 +44,38 @@ __device__ __forceinline__ int neurons_in_chunk(InputType type) {
 __device__ __forceinline__ float float_of_byte(uint32_t byte, float factor) {
   return fmaf(__uint_as_float(0x4B000000u | byte), factor, -8388608.0f * factor);  // 2^23
 }
+
+// Four features side by side in a tile of bytes, or of bits: the caller's input, not yet in units.
+struct FourBytes {
+  const uint32_t* column;  // of the first neuron
+  float per_unit;
+
+  __device__ FourBytes(const void* tiles, int64_t slot, int64_t width, float per_unit)
+      : column(static_cast<const uint32_t*>(tiles) + tiled_offset(slot, 0, width) / 4), per_unit(per_unit) {}
+
+  __device__ __forceinline__ void load(uint32_t neuron, float (&x)[4]) const {
+    const uint32_t bytes = __ldg(column + static_cast<int64_t>(neuron) * (kTile / 4));
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[k] = float_of_byte(bytes >> 8 * k & 0xFFu, per_unit);
+  }
+};
+
+struct FourBits {
+  const uint32_t* column;
+  int shift;
+  float per_unit;
+
+  __device__ FourBits(const void* tiles, int64_t slot, int64_t width, float per_unit)
+      : column(static_cast<const uint32_t*>(tiles) + tiled_offset(slot, 0, width) / 32),
+        shift(static_cast<int>(slot % 32)),
+        per_unit(per_unit) {}
+
+  __device__ __forceinline__ void load(uint32_t neuron, float (&x)[4]) const {
+    const uint32_t bits = __ldg(column + static_cast<int64_t>(neuron) * (kTile / 32)) >> shift;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) x[k] = __uint_as_float((bits >> k & 1u) * __float_as_uint(per_unit));
+  }
+};
 
 // Rotates a chunk of 16 bytes down by so many bytes.
 __device__ __forceinline__ void rotate(uint32_t (&words)[4], uint32_t bytes) {

@@ -60,7 +60,7 @@ struct Row {
 // Finds the sets of outputs with the same inputs, orders them, and deals them out into runs.
 class Grouping {
  public:
-  Grouping(const LayerArrays& layer, const StagedRule& staged_rule) : layer_(layer), staged_rule_(staged_rule) {}
+  Grouping(const LayerArrays& layer, const LayoutRule& rule) : layer_(layer), rule_(rule) {}
 
   std::shared_ptr<const LayerOrder> order() {
     find_sets();
@@ -142,9 +142,11 @@ class Grouping {
 
   // Sets stand for groups here: a set of more than 32 outputs, which is several groups, changes nothing.
   bool wants_stages() const {
-    return std::max(layer_.inputs, layer_.outputs) > staged_rule_.wider_than &&
-           static_cast<double>(layer_.outputs) <
-               staged_rule_.below_outputs * static_cast<double>(std::max<size_t>(sets_.size(), 1));
+    return std::max(layer_.inputs, layer_.outputs) > rule_.staged_wider_than && shares_less_than(rule_.staged_below);
+  }
+
+  bool shares_less_than(double outputs) const {
+    return static_cast<double>(layer_.outputs) < outputs * static_cast<double>(std::max<size_t>(sets_.size(), 1));
   }
 
   // Blocks of outputs that read the same inputs have small footprints. Leading inputs tell where inputs are numbered by
@@ -193,11 +195,12 @@ class Grouping {
 
   // A set of 13 outputs becomes groups of 8, 4 and 1: no output is padded.
   void deal_into_runs(LayerOrder& order) {
+    const int64_t most_outputs = !is_staged_ && shares_less_than(rule_.single_below) ? 1 : kMaxGroupOutputs;
     std::map<std::pair<int64_t, int64_t>, LayerOrder::Run> runs;  // by (-outputs of a group, edges): large groups first
     for (const Set& set : sets_) {
       const int64_t edges = padded_edges(set.edges);
       int64_t first = set.first_member;
-      for (int64_t left = set.members, outputs = kMaxGroupOutputs; left > 0; outputs /= 2) {
+      for (int64_t left = set.members, outputs = most_outputs; left > 0; outputs /= 2) {
         for (; left >= outputs; left -= outputs, first += outputs) {
           LayerOrder::Run& run = runs[{-outputs, edges}];
           run.padded |= set.edges != edges;
@@ -233,7 +236,7 @@ class Grouping {
   }
 
   const LayerArrays& layer_;
-  const StagedRule& staged_rule_;
+  const LayoutRule& rule_;
   bool is_staged_ = false;
   std::vector<int32_t> members_;
   std::vector<Set> sets_;
@@ -417,12 +420,12 @@ class Emission {
 
 using Order = std::shared_ptr<const LayerOrder>;
 
-BuiltLayer build_layer(LayerArrays layer, LayerOrigin origin, int64_t number, StagedRule staged_rule,
+BuiltLayer build_layer(LayerArrays layer, LayerOrigin origin, int64_t number, LayoutRule rule,
                        std::promise<Order> order_promise, std::shared_future<Order> input_order) {
   Order order;
   try {
     check_layer(layer, number);
-    order = Grouping(layer, staged_rule).order();
+    order = Grouping(layer, rule).order();
     order_promise.set_value(order);
   } catch (...) {
     order_promise.set_exception(std::current_exception());
@@ -434,8 +437,7 @@ BuiltLayer build_layer(LayerArrays layer, LayerOrigin origin, int64_t number, St
 
 }  // namespace
 
-PlanBuilder::PlanBuilder(int threads, const StagedRule& staged_rule)
-    : threads_(std::max(threads, 1)), staged_rule_(staged_rule) {}
+PlanBuilder::PlanBuilder(int threads, const LayoutRule& rule) : threads_(std::max(threads, 1)), rule_(rule) {}
 
 PlanBuilder::~PlanBuilder() = default;
 
@@ -446,8 +448,8 @@ void PlanBuilder::add(const LayerArrays& layer, const LayerOrigin& origin, std::
   last_outputs_ = layer.outputs;
   std::promise<Order> order_promise;
   std::shared_future<Order> order = order_promise.get_future().share();
-  in_work_.push_back({std::move(owner), std::async(std::launch::async, build_layer, layer, origin, layer_count_,
-                                                   staged_rule_, std::move(order_promise), last_order_)});
+  in_work_.push_back({std::move(owner), std::async(std::launch::async, build_layer, layer, origin, layer_count_, rule_,
+                                                   std::move(order_promise), last_order_)});
   last_order_ = order;
 }
 

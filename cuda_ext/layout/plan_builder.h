@@ -21,10 +21,11 @@ struct Simplification {
   std::vector<int32_t> expansion;  // output of the last layer that holds each original output, where `neurons`
 };
 
-// Which layers get staged sections (spdnn_layout.h).
-struct StagedRule {
-  double below_outputs = 0;  // those with fewer outputs in a row group, on average ...
-  int64_t wider_than = 0;    // ... and more inputs or outputs than this
+// How layers are laid out, by the outputs of a row group, on average.
+struct LayoutRule {
+  double staged_below = 0;        // those with fewer get staged sections (spdnn_layout.h) ...
+  int64_t staged_wider_than = 0;  // ... where they have more inputs or outputs than this
+  double single_below = 0;        // others with fewer have each output in a row group of its own
 };
 
 struct BuiltLayer {
@@ -38,7 +39,7 @@ struct BuiltLayer {
 class PlanBuilder {
  public:
   // `threads` layers are worked on at a time.
-  PlanBuilder(int threads, const StagedRule& staged_rule);
+  PlanBuilder(int threads, const LayoutRule& rule);
   PlanBuilder(const PlanBuilder&) = delete;
   PlanBuilder& operator=(const PlanBuilder&) = delete;
   ~PlanBuilder();
@@ -63,7 +64,7 @@ class PlanBuilder {
   void collect_one();
 
   size_t threads_;
-  StagedRule staged_rule_;
+  LayoutRule rule_;
   std::vector<int32_t> expansion_;  // as in Simplification
   int64_t layer_count_ = 0;
   int64_t last_outputs_ = -1;

@@ -125,4 +125,39 @@ struct StagedStage {
   uint32_t unused[3];
 };
 
+// --- for derivatives ---
+//
+// A plan may be accompanied by its *rows*: the same layers in compressed rows, by output neuron and by input neuron,
+// one array of 32-bit words and one record a layer. Neurons between layers stand in the plan's slot order; the rows of
+// the last layer are the outputs of the original network, in their order. Padding is left out.
+//
+// What a derivative keeps of the way forward is a *mask*: of each feature and layer whose activation clips, one bit an
+// output, set where the sum lay inside the bounds. Bit b of word w is output 32 w + b.
+
+#define SPDNN_ROWS_FIELDS(FIELD)                                                                 \
+  FIELD(int64_t, inputs)                                                                         \
+  FIELD(int64_t, outputs)                                                                        \
+  FIELD(int64_t, edges)                                                                          \
+  FIELD(int64_t, row_offset)    /* int32[outputs + 1]: where each output's edges begin */        \
+  FIELD(int64_t, index_offset)  /* int32[edges]: input of each */                                \
+  FIELD(int64_t, value_offset)  /* float[edges] */                                               \
+  FIELD(int64_t, bias_offset)   /* float[outputs] */                                             \
+  FIELD(int64_t, column_offset) /* int32[inputs + 1]: where each input's edges begin */          \
+  FIELD(int64_t, output_offset) /* int32[edges]: output of each, ascending inside an input */    \
+  FIELD(int64_t, weight_offset) /* float[edges]: the values once more, in that order */          \
+  FIELD(int64_t, mask_word)     /* where the layer's words of a feature's mask begin */          \
+  FIELD(int64_t, mask_words)    /* how many they are; none where the activation clips nothing */ \
+  FIELD(double, lower)          /* what sums are clipped to */                                   \
+  FIELD(double, upper)
+
+#define SPDNN_DECLARE_FIELD(type, name) type name;
+
+struct RowsLayer {
+  SPDNN_ROWS_FIELDS(SPDNN_DECLARE_FIELD)
+};
+
+#undef SPDNN_DECLARE_FIELD
+
+inline constexpr int kMaskBits = 32;  // of a word
+
 }  // namespace spdnn

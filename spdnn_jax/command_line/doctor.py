@@ -69,21 +69,25 @@ def _cpu() -> Iterator[Finding]:
 
 def _cuda() -> Iterator[Finding]:
     driver = _driver()
-    yield Finding("GPU driver", driver or "none: networks run on the CPU")
+    platforms: str | None = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    kept_off = bool(platforms) and not {"cuda", "gpu"} & set(platforms.split(","))
+    wanted = driver is not None and not kept_off
+    shown = driver or "none: networks run on the CPU"
+    yield Finding("GPU driver", f"{shown}; JAX_PLATFORMS={platforms} keeps JAX off GPUs" if kept_off else shown)
     if not _native.has_cuda_library():
         missing = "not built"
-        if driver:
+        if wanted:
             missing += ": reinstall with nvcc on the PATH: pip install --force-reinstall --no-deps . (see BUILD.md)"
-        yield Finding("CUDA back end", missing, wrong=driver is not None)
+        yield Finding("CUDA back end", missing, wrong=wanted)
     reason = _native.cuda_unavailable_reason()
     if reason is None:
         for device in jax.local_devices(backend="gpu"):
             memory = _gib((device.memory_stats() or {}).get("bytes_limit", 0))
             yield _tried(f"GPU {device.id}", f"{device.device_kind}, {memory} for JAX", lambda device=device: device)
     elif _native.has_cuda_library():
-        yield Finding("CUDA back end", f"built, but not in use: {reason}", wrong=driver is not None)
+        yield Finding("CUDA back end", f"built, but not in use: {reason}", wrong=wanted)
     plugins = [name for name in ("jax-cuda12-plugin", "jax-cuda13-plugin") if _version(name)]
-    if plugins or driver:
+    if plugins or wanted:
         found = ", ".join(f"{name} {_version(name)}" for name in plugins)
         cure = "none: pip install 'spdnn_jax[cuda13]', or cuda12 for a driver older than 580"
         yield Finding("JAX's GPU plugin", found or cure, wrong=not plugins)

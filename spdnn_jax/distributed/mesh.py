@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from spdnn_jax import ops
+from spdnn_jax import checks, ops
+from spdnn_jax.features import as_features
 from spdnn_jax.layout import PlanTable, clip_of
-from spdnn_jax.plan import Plan
+from spdnn_jax.plan import Plan, as_plan
 
 AXIS = "features"
 """The mesh axis that features are spread over."""
@@ -38,7 +40,7 @@ def feature_mesh(devices: int | None = None) -> Mesh:
         ValueError: There are not so many, or a process would be left without.
     """
     available = jax.devices()
-    count = len(available) if devices is None else devices
+    count = len(available) if devices is None else checks.count("devices", devices)
     if not 1 <= count <= len(available):
         raise ValueError(f"{count} devices were asked for, JAX sees {len(available)} of them: lower --devices")
     if jax.process_count() > 1 and count != len(available):
@@ -51,9 +53,12 @@ def replicate(plan: Plan, mesh: Mesh) -> Plan:
 
     In a run of several processes each of them calls this with the same plan.
     """
-    host = np.asarray(plan.words)
-    words = jax.make_array_from_callback(host.shape, NamedSharding(mesh, P()), lambda index: host[index])
-    return Plan(words, plan.table, plan.kernel)
+
+    def everywhere(array: jax.Array) -> jax.Array:
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, NamedSharding(mesh, P()), lambda index: host[index])
+
+    return jax.tree.map(everywhere, as_plan(plan))
 
 
 # --- in a JAX program -------------------------------------------------------------------------------------------------
@@ -103,12 +108,24 @@ def categories_sharded(
 
 
 def _sharded(run: Callable[..., jax.Array], plan: Plan, y0: Any, mesh: Mesh, backend: ops.Backend) -> jax.Array:
-    devices, features = _devices_of(mesh), y0.shape[0]
-    y0 = _pad_rows(y0, _round_up(features, devices))
-    if isinstance(y0, np.ndarray):  # straight to where it belongs: each device gets its part alone
-        y0 = jax.device_put(y0, NamedSharding(mesh, P(AXIS)))
-    result = _spread(plan, y0, run=run, mesh=mesh, backend=backend)
-    return result if result.shape[0] == features else result[:features]
+    y0 = as_features(y0, as_plan(plan).inputs)
+    if y0.ndim != 2:
+        raise ValueError(f"features to be spread must have shape (features, {y0.shape[-1]}), got {y0.shape}")
+    rows, features = _round_up(y0.shape[0], _devices_of(mesh)), y0.shape[0]
+    if rows == features:
+        return _spread(plan, _laid(y0, mesh, P(AXIS)), run=run, mesh=mesh, backend=backend)
+    padded = _pad_rows(y0 if isinstance(y0, np.ndarray) else _laid(y0, mesh, P()), rows)
+    result = _spread(plan, _laid(padded, mesh, P(AXIS)), run=run, mesh=mesh, backend=backend)
+    return _laid(result, mesh, P())[:features]
+
+
+def _laid(y: Any, mesh: Mesh, spec: P) -> jax.Array:
+    """Features that lie on the mesh as `spec` says. Those of the host go straight there: each device gets its part."""
+    if not isinstance(y, Tracer):
+        return jax.device_put(y, NamedSharding(mesh, spec))
+    if AxisType.Explicit in mesh.axis_types:  # there it is part of the type
+        return jax.sharding.reshard(y, NamedSharding(mesh, spec))
+    return y
 
 
 @functools.partial(jax.jit, static_argnames=("run", "mesh", "backend"))
@@ -137,8 +154,8 @@ def deal_out(y: jax.Array, devices: int) -> jax.Array:
     """
     if devices == 1:
         return y
-    rounds = y.reshape(y.shape[0] // devices, devices, *y.shape[1:])
-    return jax.lax.all_to_all(rounds, AXIS, split_axis=1, concat_axis=0, tiled=True).reshape(y.shape)
+    by_target = y.reshape(y.shape[0] // devices, devices, *y.shape[1:]).swapaxes(0, 1)
+    return _exchange(by_target).reshape(y.shape)
 
 
 def deal_back(y: jax.Array, devices: int) -> jax.Array:
@@ -146,7 +163,12 @@ def deal_back(y: jax.Array, devices: int) -> jax.Array:
     if devices == 1:
         return y
     by_owner = y.reshape(devices, y.shape[0] // devices, *y.shape[1:])
-    return jax.lax.all_to_all(by_owner, AXIS, split_axis=0, concat_axis=1).reshape(y.shape)
+    return _exchange(by_owner).swapaxes(0, 1).reshape(y.shape)
+
+
+def _exchange(parts: jax.Array) -> jax.Array:
+    """Sends part i of each device to device i; of one axis alone, which JAX transposes right, as a gradient asks."""
+    return jax.lax.all_to_all(parts, AXIS, split_axis=0, concat_axis=0, tiled=True)
 
 
 def _pad_rows(y: Any, rows: int) -> Any:

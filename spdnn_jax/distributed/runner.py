@@ -95,7 +95,7 @@ class Runner:
                     mesh=self._mesh,
                     backend=self._backend,
                 )
-                self._compiled[end - first] = lowered.compile()
+                self._compiled[end - first] = lowered.compile(compiler_options=ops.COMPILER_OPTIONS)
 
     def run(self) -> list[Any]:
         """Runs all features through all layers; returns when it is done. `fetch` reads what it returns."""

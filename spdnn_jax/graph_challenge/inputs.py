@@ -60,19 +60,6 @@ def random(neurons: int, count: int, density: float = 0.1, seed: int = 0, share:
     return result
 
 
-def pack_bits(features: np.ndarray) -> np.ndarray:
-    """Packs features of 0 and 1 into words: bit b of word w is neuron 32 w + b.
-
-    Args:
-        features: (features, neurons) of 0 and 1.
-
-    Returns:
-        uint32 (features, ceil(neurons / 32)).
-    """
-    bits = np.packbits(np.asarray(features, bool), axis=1, bitorder="little")
-    return np.pad(bits, ((0, 0), (0, -bits.shape[1] % 4))).view("<u4")
-
-
 # --- digits -----------------------------------------------------------------------------------------------------------
 
 

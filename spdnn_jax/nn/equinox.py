@@ -4,10 +4,11 @@ from typing import Any
 
 import jax
 
+from spdnn_jax import ops
 from spdnn_jax._extras import require
 from spdnn_jax.activation import Clip
 from spdnn_jax.network import SparseLayer
-from spdnn_jax.nn.trainable import forward, trainable_layer
+from spdnn_jax.nn.trainable import trainable_layer
 
 require("equinox", extra="equinox", purpose="spdnn_jax.nn.equinox")
 import equinox as eqx  # noqa: E402
@@ -44,4 +45,4 @@ class SparseLinear(eqx.Module):
 
     def __call__(self, y: jax.Array, *, key: jax.Array | None = None) -> jax.Array:
         """float32 (..., inputs) to float32 (..., outputs); `key` is for `equinox.nn.Sequential`, and not used."""
-        return forward(self.layer, y, self.activation)
+        return ops.layer(self.layer, y, activation=self.activation)

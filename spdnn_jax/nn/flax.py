@@ -4,10 +4,11 @@ from typing import Any
 
 import jax
 
+from spdnn_jax import ops
 from spdnn_jax._extras import require
 from spdnn_jax.activation import Clip
 from spdnn_jax.network import SparseLayer
-from spdnn_jax.nn.trainable import forward, trainable_layer
+from spdnn_jax.nn.trainable import trainable_layer
 
 require("flax", extra="flax", purpose="spdnn_jax.nn.flax")
 from flax import nnx  # noqa: E402
@@ -25,6 +26,7 @@ class SparseLinear(nnx.Module):
         bias: Param, float32 (outputs,).
         indptr: Pattern, int32 (outputs + 1,), as in `SparseLayer`.
         indices: Pattern, int32 (edges,), as in `SparseLayer`.
+        transposed: Pattern, as in `SparseLayer`: what derivatives read.
         inputs: Number of input neurons.
         activation: What follows the sums.
     """
@@ -46,14 +48,16 @@ class SparseLinear(nnx.Module):
         self.bias = nnx.Param(layer.bias)
         self.indptr = Pattern(layer.indptr)
         self.indices = Pattern(layer.indices)
+        self.transposed = Pattern(layer.transposed)
         self.inputs = layer.inputs
         self.activation = activation or Clip.identity()
 
     @property
     def layer(self) -> SparseLayer:
         """The layer as it stands: for `SparseNetwork` and `build_plan` after training."""
-        return SparseLayer(self.indptr[...], self.indices[...], self.values[...], self.bias[...], self.inputs)
+        arrays = (variable[...] for variable in (self.indptr, self.indices, self.values, self.bias))
+        return SparseLayer(*arrays, self.inputs, self.transposed.get_value())
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """float32 (..., inputs) to float32 (..., outputs)."""
-        return forward(self.layer, y, self.activation)
+        return ops.layer(self.layer, y, activation=self.activation)

@@ -1,16 +1,11 @@
 """What the modules are made of: a layer whose weights can all be trained."""
 
 import dataclasses
-import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import sparse
 
-from spdnn_jax import ops
-from spdnn_jax.activation import Clip
+from spdnn_jax import checks
 from spdnn_jax.network import SparseLayer
 
 
@@ -26,38 +21,18 @@ def trainable_layer(weights: Any, bias: Any = None) -> SparseLayer:
         ValueError: As the builders of `SparseLayer`.
     """
     if isinstance(weights, SparseLayer):
-        layer = weights if bias is None else dataclasses.replace(weights, bias=np.asarray(bias, np.float32))
-        layer.validate()
-    elif isinstance(weights, sparse.BCOO | sparse.BCSR):
-        layer = SparseLayer.from_bcoo(weights, 0.0 if bias is None else bias)
-    elif hasattr(weights, "tocoo"):
-        layer = SparseLayer.from_scipy(weights, 0.0 if bias is None else bias)
+        layer = weights if bias is None else dataclasses.replace(weights, bias=bias)
+        layer = layer.validate().converted()
+    elif checks.is_bcoo(weights):
+        layer = SparseLayer.from_bcoo(weights, bias)
+    elif checks.is_scipy(weights):
+        layer = SparseLayer.from_scipy(weights, bias)
     else:
-        layer = SparseLayer.from_dense(weights, 0.0 if bias is None else bias)
+        layer = SparseLayer.from_dense(weights, bias)
     return SparseLayer(
         indptr=jnp.asarray(layer.indptr, jnp.int32),
         indices=jnp.asarray(layer.indices, jnp.int32),
         values=jnp.broadcast_to(jnp.asarray(layer.values, jnp.float32), (layer.edges,)),
         bias=jnp.broadcast_to(jnp.asarray(layer.bias, jnp.float32), (layer.outputs,)),
         inputs=layer.inputs,
-    )
-
-
-def forward(layer: SparseLayer, y: jax.Array, activation: Clip) -> jax.Array:
-    """`layer` of one feature, or of features with any leading axes.
-
-    Args:
-        layer: The layer.
-        y: float32 (..., inputs).
-        activation: What follows the sums.
-
-    Returns:
-        float32 (..., outputs).
-
-    Raises:
-        ValueError: y has another width or dtype.
-    """
-    y = jnp.asarray(y)
-    leading = y.shape[:-1]
-    rows = y.reshape(math.prod(leading), *y.shape[-1:])
-    return ops.layer(layer, rows, activation=activation).reshape(*leading, layer.outputs)
+    ).with_transposed()

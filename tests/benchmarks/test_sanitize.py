@@ -1,5 +1,8 @@
 """The sanitizer pass: its cases, and how it reads what compute-sanitizer says."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +120,17 @@ def test_without_a_sanitizer_the_check_does_not_pass(
 ) -> None:
     assert run_main(monkeypatch, "--sanitizer=/no/such/tool") == 1
     assert "compute-sanitizer is not there" in capsys.readouterr().err
+
+
+def test_neither_script_asks_for_its_folder_on_the_path(tmp_path: Path) -> None:
+    """As `make gpu-check` is run by who has set PYTHONSAFEPATH: the cases are found, and find what they import."""
+    sanitizer = fake_sanitizer(tmp_path, "while [[ $1 == --* ]]; do shift; done; exec $1 $2 --help")
+    command = [sys.executable, sanitize.__file__, "--tools=memcheck", f"--sanitizer={sanitizer}"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONSAFEPATH": "1"}
+    )
+    assert "did not run to their end" in done.stdout, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout
 
 
 @pytest.mark.parametrize("case", sanitize_cases.cases(), ids=lambda case: case.name)

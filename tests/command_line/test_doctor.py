@@ -2,14 +2,13 @@
 
 import importlib.metadata
 
+import jax
 import numpy as np
 import pytest
 
 from spdnn_jax import _native
 from spdnn_jax.command_line import doctor
 from tests.command_line.program import spdnn
-
-WITHOUT_GPU = pytest.mark.skipif(_native.cuda_unavailable_reason() is None, reason="speaks of machines without a GPU")
 
 
 def findings(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
@@ -45,7 +44,6 @@ def test_a_back_end_that_fails_is_told(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert found["CPU back end"].endswith("fails: no such device")
 
 
-@WITHOUT_GPU
 @pytest.mark.parametrize(
     ("built", "said"), [(False, "not built: reinstall with nvcc"), (True, "built, but not in use")]
 )
@@ -53,12 +51,30 @@ def test_a_gpu_that_is_not_used(
     built: bool, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(doctor, "_driver", lambda: "NVIDIA X, 80 GiB, 580.1")
+    monkeypatch.setattr(doctor, "_version", lambda name: None)
     monkeypatch.setattr(_native, "has_cuda_library", lambda: built)
+    monkeypatch.setattr(_native, "cuda_unavailable_reason", lambda: "JAX sees none")
     code, found = findings(capsys)
     assert code == 1
     assert found["GPU driver"] == "NVIDIA X, 80 GiB, 580.1"
     assert said in found["CUDA back end"]
     assert "pip install 'spdnn_jax[cuda13]'" in found["JAX's GPU plugin"]
+
+
+def test_a_gpu_that_is_not_wanted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(doctor, "_driver", lambda: "NVIDIA X, 80 GiB, 580.1")
+    monkeypatch.setattr(_native, "has_cuda_library", lambda: False)
+    monkeypatch.setattr(_native, "cuda_unavailable_reason", lambda: "JAX sees none")
+    before = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    jax.devices()  # chosen already: what is set below is looked at by the doctor alone
+    jax.config.update("jax_platforms", "cpu")
+    try:
+        code, found = findings(capsys)
+    finally:
+        jax.config.update("jax_platforms", before)
+    assert code == 0
+    assert found["GPU driver"].endswith("JAX_PLATFORMS=cpu keeps JAX off GPUs")
+    assert found["CUDA back end"] == "not built"
 
 
 def test_missing_extras_are_told_and_not_wrong(

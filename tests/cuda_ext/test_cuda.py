@@ -6,13 +6,26 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from spdnn_jax import Clip, SparseLayer, SparseNetwork, _native, build_plan, categories, infer, layer, ops, planner
+from spdnn_jax import (
+    Clip,
+    SparseLayer,
+    SparseNetwork,
+    _native,
+    build_plan,
+    categories,
+    infer,
+    layer,
+    ops,
+    pack_bits,
+    planner,
+)
 from spdnn_jax.distributed import pieces
 from spdnn_jax.graph_challenge import inputs, oracle, radixnet
 from spdnn_jax.simplify import Compress
 from tests.conftest import dense_reference, random_network
 
-FAMILIES = ("staged", "grouped", "resident")
+FAMILIES = ("staged", "grouped", "resident", "chain")
+FUSING = ("resident", "chain")  # many layers in a launch
 
 
 def assert_close(got: jax.Array, expected: np.ndarray) -> None:
@@ -28,7 +41,7 @@ def assert_close(got: jax.Array, expected: np.ndarray) -> None:
 def test_lowers_to_one_custom_call_with_a_workspace(family: planner.Kernel) -> None:
     plan = build_plan(radixnet.layers(64, 20), kernel=family)
     y0 = jnp.ones((100, 64), jnp.uint8)
-    text = ops.categories.trace(plan, y0).lower(lowering_platforms=("cuda",)).as_text()
+    text = jax.jit(ops.categories).trace(plan, y0).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@spdnn_network") == 1
     workspace = _native.cuda_workspace_bytes(plan.table.records, 100)
     assert f"tensor<{workspace}xui8>" in text
@@ -37,18 +50,25 @@ def test_lowers_to_one_custom_call_with_a_workspace(family: planner.Kernel) -> N
 
 def test_schedule_covers_all_layers_in_order() -> None:
     for count in (1, 2, 3, 17, 120, 1920, 9000):
-        for family in FAMILIES if count < 1000 else ("resident",):
+        for family in FAMILIES if count < 1000 else FUSING:
             steps = planner.schedule(build_plan(radixnet.layers(32, count), kernel=family).table, family).steps
             assert [step.first for step in steps] == [0, *(step.end for step in steps[:-1])]
             assert steps[-1].end == count
-            assert all(step.end - step.first == 1 for step in steps) or family == "resident"
+            assert all(step.end - step.first == 1 for step in steps) or family in FUSING
 
 
 def test_the_planner_looks_at_the_width() -> None:
-    narrow, wide = build_plan(random_network(0, [50, 60])), build_plan(random_network(0, [5000, 6], density=0.01))
-    assert planner.schedule(narrow.table).families == ["resident"]
+    narrow, wide = build_plan(random_network(0, [50, 60])), build_plan(random_network(0, [17000, 6], density=0.01))
+    assert planner.schedule(narrow.table).families == ["chain or resident"]
     assert planner.schedule(wide.table).families == ["staged"]
     assert "staged for 1 (wider, fewer than 2 outputs in a row group)" in wide.summary()
+
+
+def test_a_first_layer_of_bytes_is_not_staged() -> None:
+    """Bytes are so few that bringing them through shared memory gains nothing; later layers are what they were."""
+    table = build_plan(random_network(0, [17000, 300, 17000, 6], density=0.01)).table
+    assert planner.schedule(table).families == ["staged"] * 3
+    assert planner.schedule(table, narrow_input=True).families == ["grouped", "staged", "staged"]
 
 
 @pytest.mark.skipif(not _native.has_cuda_library(), reason="built without CUDA")
@@ -73,6 +93,19 @@ def test_an_unknown_family_is_refused() -> None:
         build_plan(random_network(0, [5, 6]), kernel="fast")  # pyright: ignore[reportArgumentType]
 
 
+def test_narrow_layers_that_share_nothing_are_chained() -> None:
+    """Whatever the network: here half the outputs of a third one agree in their inputs, which a chain does not use."""
+    alone, shared = random_network(0, [50, 60, 40]), random_network(0, [50, 60, 40], grouped=3)
+    assert planner.schedule(build_plan(alone).table).families == ["chain or resident"] * 2
+    assert planner.schedule(build_plan(shared).table).families == ["resident"] * 2
+    between = [*alone.layers, *random_network(1, [40, 40], grouped=8).layers, *random_network(2, [40, 30]).layers]
+    families = planner.schedule(build_plan(SparseNetwork(between)).table).families
+    assert families == ["resident"] * 3 + ["chain or resident"], "launches are not cut for a chain's sake"
+    with pytest.raises(ValueError, match="this plan is no chain"):
+        planner.schedule(build_plan(shared).table, "chain")
+    assert planner.schedule(build_plan(shared, kernel="chain").table, "chain").families == ["chain"] * 2
+
+
 # --- on a GPU ---------------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +116,7 @@ def test_an_unknown_family_is_refused() -> None:
 def test_every_tile_boundary(family: planner.Kernel, count: int, form: str) -> None:
     network = random_network(7, [45, 33, 64, 20], bias="negative", grouped=3)
     plain = np.random.default_rng(count).random((count, 45)) < 0.3
-    y0 = inputs.pack_bits(plain) if form == "packed" else plain.astype(form)
+    y0 = pack_bits(plain) if form == "packed" else plain.astype(form)
     plan = build_plan(network, kernel=family)
     expected = dense_reference(network, plain)
     assert_close(infer(plan, y0), expected)
@@ -136,10 +169,11 @@ def test_activations_side_by_side(family: planner.Kernel, activation: tuple[Clip
 @pytest.mark.parametrize("edges", [0, 1, 5000])
 def test_rows_of_any_length(family: planner.Kernel, edges: int) -> None:
     generator = np.random.default_rng(edges)
-    dense = np.zeros((6000, 9))
-    dense[generator.choice(6000, edges, replace=False), 4] = generator.normal(size=edges) * 0.1
+    inputs = 4000 if family == "chain" else 6000  # a chain takes no more than 4,096
+    dense = np.zeros((inputs, 9))
+    dense[generator.choice(inputs, min(edges, inputs), replace=False), 4] = generator.normal() * 0.1
     network = SparseNetwork((SparseLayer.from_dense(dense, -0.01),))
-    y0 = generator.random((70, 6000), np.float32)
+    y0 = generator.random((70, inputs), np.float32)
     assert_close(infer(build_plan(network, kernel=family), y0), dense_reference(network, y0))
 
 

@@ -10,14 +10,18 @@ import scipy.sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spdnn_jax import Clip, SparseLayer, SparseNetwork, build_plan, planner
+from spdnn_jax import Clip, SparseLayer, SparseNetwork, build_plan, pack_bits, planner
 from spdnn_jax.graph_challenge import oracle, radixnet
-from spdnn_jax.graph_challenge.inputs import pack_bits
 from spdnn_jax.simplify import Compress
 from tests.conftest import dense_reference, random_network
 from tests.emulator import emulate
 
-FAMILIES = ("staged", "grouped", "resident")
+FAMILIES = ("staged", "grouped", "resident", "chain")
+FUSING = ("resident", "chain", "chain or resident")  # many layers in a launch
+SIDE_BY_SIDE: list[tuple[planner.Action, ...]] = [  # by what plans hold, whose sections differ
+    ("staged", "grouped", "resident"),
+    ("grouped", "resident", "chain", "chain or resident"),
+]
 CLIPS = [Clip.relu(cap) for cap in (None, 0.7, 1, 32, 2.0**40)] + [Clip(-1, 1), Clip(0.5, 2), Clip.identity()]
 MIXED = [
     (Clip(-1, 1), Clip(-1, 1), Clip(-1, 1)),
@@ -82,8 +86,8 @@ def test_features_that_die_and_revive(emulator: emulate.Emulator, family: planne
     result = emulator.run(build_plan(dying, kernel=family), y0)
     check(result, dying, y0)
     np.testing.assert_array_equal(result.active, expected.active)
-    if family == "resident":  # and all of them in one launch, in which memory of earlier layers is used again
-        result = emulator.run(build_plan(dying), y0, steps=[planner.Step("resident", 0, 12)])
+    if family in FUSING:  # and all of them in one launch, in which memory of earlier layers is used again
+        result = emulator.run(build_plan(dying), y0, steps=[planner.Step(family, 0, 12)])
         check(result, dying, y0)
         np.testing.assert_array_equal(result.active, expected.active)
     revived = SparseNetwork((*layers[:6], SparseLayer.from_scipy(scipy.sparse.eye_array(256).tocsr(), bias=0.25)))
@@ -110,10 +114,12 @@ def test_numbers_that_are_none(emulator: emulate.Emulator, family: planner.Kerne
 @pytest.mark.parametrize("edges", [0, 5000])
 def test_rows_of_any_length(emulator: emulate.Emulator, family: planner.Kernel, edges: int) -> None:
     generator = np.random.default_rng(edges)
-    dense = np.zeros((6000, 9))
-    dense[generator.choice(6000, edges, replace=False), 4] = generator.normal(size=edges) * 0.1
+    inputs = 4000 if family == "chain" else 6000  # a chain takes no more than 4,096
+    dense = np.zeros((inputs, 9))
+    dense[generator.choice(inputs, min(edges, inputs), replace=False), 4] = generator.normal() * 0.1
+    dense[:5, 7] = 0.3
     network = SparseNetwork((SparseLayer.from_dense(dense, -0.01),))
-    y0 = generator.random((35, 6000), np.float32)
+    y0 = generator.random((35, inputs), np.float32)
     check(emulator.run(build_plan(network, kernel=family), y0), network, y0)
 
 
@@ -127,11 +133,15 @@ def test_layers_without_neurons(emulator: emulate.Emulator, family: planner.Kern
         check(emulator.run(build_plan(network, kernel=family), y0), network, y0)
 
 
-@pytest.mark.parametrize("grouped", [1, 5])
-def test_indices_of_32_bits(emulator: emulate.Emulator, grouped: int) -> None:
+@pytest.mark.parametrize(("grouped", "form"), [(1, "float32"), (5, "float32"), (1, "uint8"), (5, "packed")])
+def test_indices_of_32_bits(emulator: emulate.Emulator, grouped: int, form: str) -> None:
     network = random_network(5, [70001, 50, 4], density=0.001, grouped=grouped)
-    y0 = np.random.default_rng(0).random((5, 70001), np.float32)
-    check(emulator.run(build_plan(network), y0), network, y0)
+    generator = np.random.default_rng(0)
+    plain = generator.random((5, 70001)) < 0.5
+    y0 = {"packed": pack_bits(plain), "uint8": generator.integers(0, 256, plain.shape, np.uint8)}.get(
+        form, generator.random(plain.shape, np.float32)
+    )
+    check(emulator.run(build_plan(network), y0), network, plain if form == "packed" else y0)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -157,14 +167,14 @@ def test_activations_side_by_side(
 
 
 @st.composite
-def schedules(draw: st.DrawFn, layers: int, searches: bool) -> list[planner.Step]:
+def schedules(draw: st.DrawFn, layers: int, families: Sequence[planner.Action], searches: bool) -> list[planner.Step]:
     """Any families side by side, launches of any length, searches for equal features anywhere."""
     steps, layer = [], 0
     while layer < layers:
         if searches and layer and draw(st.booleans()):
             steps.append(planner.Step("equal features", layer, layer))
-        action = draw(st.sampled_from(FAMILIES))
-        end = layer + (draw(st.integers(1, layers - layer)) if action == "resident" else 1)
+        action = draw(st.sampled_from(families))
+        end = layer + (draw(st.integers(1, layers - layer)) if action in FUSING else 1)
         steps.append(planner.Step(action, layer, end))
         layer = end
     return steps
@@ -209,8 +219,9 @@ def test_any_schedule(
     generator = np.random.default_rng(seed)
     y0 = (generator.random((count, widths[0])) < 0.2).astype(np.float32)
     y0[generator.integers(count, size=count // 3)] = y0[0]
-    plan = build_plan(network, kernel="staged", compress=compress)
-    steps = data.draw(schedules(plan.layers, compress == "full"))
+    families = data.draw(st.sampled_from(SIDE_BY_SIDE))
+    plan = build_plan(network, kernel="chain" if "chain" in families else "staged", compress=compress)
+    steps = data.draw(schedules(plan.layers, families, compress == "full"))
     result = emulator.run(plan, y0, steps=steps, activations=activations)
     check(result, network, y0)
     if compress == "none":
@@ -292,7 +303,7 @@ def test_the_planner_s_own_searches(emulator: emulate.Emulator) -> None:
     y0 = np.random.default_rng(0).random((50, 40), np.float32)
     y0[25:] = y0[:25]
     plain, merging = (build_plan(network, compress=compress) for compress in ("none", "full"))
-    assert sum(step.action == "equal features" for step in planner.schedule(merging.table).steps) == 1
+    assert sum(step.action == "equal features" for step in planner.schedule(merging.table).steps) == 3
     expected, result = emulator.run(plain, y0), emulator.run(merging, y0)
     np.testing.assert_array_equal(result.activations, expected.activations)
     np.testing.assert_array_equal(result.active, expected.active)

@@ -48,6 +48,9 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+};
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerMultiprocessor,
@@ -63,12 +66,9 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
                                                                   : kSharedBytes;
   return cudaSuccess;
 }
-template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
-  return cudaSuccess;
-}
-template <typename Kernel>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, size_t) {
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
+inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
   return *blocks = 1, cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaStream_t) {
@@ -125,6 +125,17 @@ T __ldg(const T* address) {
   return *address;
 }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
+inline uint32_t __vcmpeq4(uint32_t a, uint32_t b) {
+  uint32_t equal = 0;
+  for (uint32_t byte = 0xFF; byte; byte <<= 8) equal |= (a & byte) == (b & byte) ? byte : 0;
+  return equal;
+}
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+  uint32_t result = 0;
+  for (int k = 0; k < 4; ++k) result |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * k & 7) & 0xFF) << 8 * k;
+  return result;
+}
 inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
   return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift % 32));
 }
@@ -152,6 +163,7 @@ T atomicCAS(T* address, T expected, T value) {
 }
 
 inline void __syncthreads() { emulator::block_barrier(); }
+inline void __syncwarp() { emulator::exchange(0); }
 
 template <typename T>
 T __shfl_sync(uint32_t, T value, int lane) {
@@ -161,6 +173,12 @@ template <typename T>
 T __shfl_up_sync(uint32_t, T value, int distance) {
   const int lane = (threadIdx.x + threadIdx.y * blockDim.x) % 32;
   return emulator::word_as<T>(emulator::exchange(emulator::as_word(value))[std::max(lane - distance, 0)]);
+}
+inline uint32_t __ballot_sync(uint32_t, bool predicate) {
+  const uint64_t* words = emulator::exchange(predicate);
+  uint32_t bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= static_cast<uint32_t>(words[lane]) << lane;
+  return bits;
 }
 template <typename T>
 T __reduce_add_sync(uint32_t, T value) {

@@ -56,26 +56,27 @@ class Result:
     active: np.ndarray
 
 
-def build(folder: Path, definition: str = "") -> Path:
+def build(folder: Path, definition: str = "", main: str = "main.cc") -> Path:
     """Compiles the kernels, once: others who ask for the same folder meanwhile, in other processes, wait.
 
     Args:
-        folder: Where to; of programs with other definitions, only what differs is compiled again.
+        folder: Where to; of programs with other definitions or main files, only what differs is compiled again.
         definition: A macro, as in "NAME=1".
+        main: The file of the program itself.
 
     Returns:
         The program.
     """
     folder.mkdir(exist_ok=True)
-    program = folder / f"emulate{definition}"
+    program = folder / f"{main}{definition}.run"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists():
-            _compile(folder, definition, program)
+            _compile(folder, definition, main, program)
     return program
 
 
-def _compile(folder: Path, definition: str, program: Path) -> None:
+def _compile(folder: Path, definition: str, main: str, program: Path) -> None:
     sources = []
     for path in sorted((_SOURCE / "cuda").iterdir()):
         if path.suffix in (".cu", ".cuh", ".h") and path.name != "intrinsics.cuh":
@@ -83,7 +84,7 @@ def _compile(folder: Path, definition: str, program: Path) -> None:
             copy.write_text(_as_cpp(path.read_text()))
             sources += [copy] if path.suffix == ".cu" else []
     shutil.copy(_HERE / "intrinsics.cuh", folder)
-    sources += [_HERE / "emulator.cc", _HERE / "main.cc"]
+    sources += [_HERE / "emulator.cc", _HERE / main]
     options = [*_OPTIONS, f"-I{_HERE}", f"-I{folder}", f"-I{_SOURCE}"]
 
     def compiled(source: Path) -> Path:
@@ -133,7 +134,12 @@ class Emulator:
             seed: Of the order of threads between barriers.
         """
         call = np.asarray([len(y0), _INPUT_TYPES[str(y0.dtype)], activations], np.int64)
-        schedule = planner.schedule(plan.table, plan.kernel) if steps is None else planner.Schedule(tuple(steps), "")
+        narrow = y0.dtype != np.float32
+        schedule = (
+            planner.schedule(plan.table, plan.kernel, narrow_input=narrow)
+            if steps is None
+            else planner.Schedule(tuple(steps), "")
+        )
         files = {
             "records": plan.table.records,
             "words": plan.words,
@@ -150,6 +156,35 @@ class Emulator:
             for name, dtype in (("activations", np.float32), ("alive", np.bool_), ("active", np.int32))
         )
         return Result(y.reshape(-1, max(plan.outputs, 1)), alive, active)
+
+
+class RowsEmulator:
+    """The compiled kernels for weights in compressed rows."""
+
+    def __init__(self, program: Path, folder: Path) -> None:
+        """Takes them, as `build` returns them, and an empty folder to work in."""
+        self._program = program
+        self._folder = folder
+
+    def run(self, what: str, sizes: Sequence[int], out: np.ndarray, **arrays: np.ndarray) -> np.ndarray:
+        """Runs one call.
+
+        Args:
+            what: "product", "sampled", "chain", "derivative" or "transposed".
+            sizes: Numbers that the program reads, by what it runs.
+            out: Of the shape and dtype of the result.
+            arrays: What it reads, by name.
+        """
+        np.asarray(sizes, np.int64).tofile(self._folder / "sizes")
+        for name, array in arrays.items():
+            np.ascontiguousarray(array).tofile(self._folder / name)
+        done = _run(self._program, self._folder, what)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return np.fromfile(self._folder / "out", out.dtype).reshape(out.shape)
+
+    def masks(self, features: int) -> np.ndarray:
+        """Those of the last "chain", uint32 (features, words)."""
+        return np.fromfile(self._folder / "masks", np.uint32).reshape(features, -1)
 
 
 def _as_cpp(source: str) -> str:

@@ -177,13 +177,3 @@ def test_density_is_a_share(density: float) -> None:
 def test_random_has_the_density_asked_for() -> None:
     result = inputs.random(100, 2500, density=0.3, seed=5)
     assert abs(result.mean() - 0.3) < 0.01
-
-
-@pytest.mark.parametrize("neurons", [1, 31, 32, 33, 100])
-def test_pack_bits(neurons: int) -> None:
-    plain = inputs.random(neurons, 10, 0.5)
-    packed = inputs.pack_bits(plain)
-    assert packed.shape == (10, -(-neurons // 32))
-    assert packed.dtype == np.uint32
-    for neuron in range(neurons):
-        np.testing.assert_array_equal(packed[:, neuron // 32] >> neuron % 32 & 1, plain[:, neuron])

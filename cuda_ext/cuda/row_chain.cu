@@ -1,0 +1,88 @@
+#include <cmath>
+
+#include "row_chain.h"
+#include "row_products.h"
+
+namespace spdnn::cuda {
+namespace {
+
+const int32_t* ints(const ChainCall& call, int64_t offset) {
+  return reinterpret_cast<const int32_t*>(call.words + offset);
+}
+
+const float* floats(const ChainCall& call, int64_t offset) {
+  return reinterpret_cast<const float*>(call.words + offset);
+}
+
+Mask mask_of(const ChainCall& call, const RowsLayer& layer) {
+  if (layer.mask_words == 0) return {};
+  return {call.masks + layer.mask_word, call.rows.mask_words()};
+}
+
+Product by_output(const ChainCall& call, const RowsLayer& layer) {
+  Product product{};
+  product.rows = {layer.inputs, layer.outputs, layer.edges, ints(call, layer.row_offset),
+                  ints(call, layer.index_offset)};
+  product.values = floats(call, layer.value_offset);
+  product.lower = -INFINITY;
+  product.upper = INFINITY;
+  return product;
+}
+
+Product by_input(const ChainCall& call, const RowsLayer& layer) {
+  Product product = by_output(call, layer);
+  product.rows = {layer.outputs, layer.inputs, layer.edges, ints(call, layer.column_offset),
+                  ints(call, layer.output_offset)};
+  product.values = floats(call, layer.weight_offset);
+  return product;
+}
+
+// Takes the features through the layers, from buffer to buffer of the workspace: `step(layer, number, in, out)`.
+template <typename Step>
+cudaError_t walk(const ChainCall& call, bool backwards, const Step& step) {
+  const int64_t layers = call.rows.count;
+  float* buffers[] = {call.workspace, call.workspace + call.features * call.rows.widest()};
+  const float* in = call.in;
+  for (int64_t l = 0; l < layers; ++l) {
+    float* out = l + 1 == layers ? call.out : buffers[l % 2];
+    const cudaError_t error = step(call.rows.layers[backwards ? layers - 1 - l : l], in, out);
+    if (error != cudaSuccess) return error;
+    in = out;
+  }
+  return cudaSuccess;
+}
+
+}  // namespace
+
+int64_t chain_workspace_bytes(const RowsView& rows, int64_t features) {
+  return 2 * features * rows.widest() * static_cast<int64_t>(sizeof(float));
+}
+
+cudaError_t run_chain(const ChainCall& call, cudaStream_t stream) {
+  return walk(call, false, [&](const RowsLayer& layer, const float* in, float* out) {
+    Product product = by_output(call, layer);
+    product.features = call.features;
+    product.in = in;
+    product.bias = floats(call, layer.bias_offset);
+    product.lower = finite_bound(static_cast<float>(layer.lower));
+    product.upper = finite_bound(static_cast<float>(layer.upper));
+    product.out = out;
+    const cudaError_t error = launch_product(product, stream);
+    if (error != cudaSuccess || layer.mask_words == 0) return error;
+    return launch_store_mask({call.features, layer.outputs, out, product.lower, product.upper, mask_of(call, layer)},
+                             stream);
+  });
+}
+
+cudaError_t run_chain_derivative(const ChainCall& call, bool transposed, cudaStream_t stream) {
+  return walk(call, transposed, [&](const RowsLayer& layer, const float* in, float* out) {
+    Product product = transposed ? by_input(call, layer) : by_output(call, layer);
+    (transposed ? product.in_mask : product.out_mask) = mask_of(call, layer);
+    product.features = call.features;
+    product.in = in;
+    product.out = out;
+    return launch_product(product, stream);
+  });
+}
+
+}  // namespace spdnn::cuda
