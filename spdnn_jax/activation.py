@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import EllipsisType
 from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 T = TypeVar("T")
@@ -53,6 +55,16 @@ class Clip:
     def identity(cls) -> "Clip":
         """No activation: the sums as they are, as of a last layer that gives logits."""
         return cls(-math.inf, math.inf)
+
+
+def clipped(sums: jax.Array, lower: Any, upper: Any) -> jax.Array:
+    """Sums, float32, clipped to two bounds as all back ends do it.
+
+    A sum that is NaN becomes the lower bound. Activations are finite: an infinite bound stands for the largest number.
+    """
+    largest = np.finfo(np.float32).max
+    lower, upper = (jnp.clip(jnp.float32(bound), -largest, largest) for bound in (lower, upper))
+    return jnp.minimum(jnp.where(sums > lower, sums, lower), upper)
 
 
 Activation = Clip | tuple[Clip, ...]

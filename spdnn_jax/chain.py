@@ -19,6 +19,7 @@ from jax.interpreters import ad, batching
 
 from spdnn_jax import _native, rules
 from spdnn_jax._native import CHAIN_DERIVATIVE_TARGET, CHAIN_TARGET, core
+from spdnn_jax.activation import clipped
 from spdnn_jax.layout import PlanTable
 
 _LAYER = np.dtype([tuple(field) for field in core.rows_fields()])
@@ -130,7 +131,7 @@ class _Loop:
         """Activations of the next layer, and their bits, uint32 (features, mask words)."""
         sums = self.multiply(y, layer) + self.floats(layer["bias_offset"], self.width)[None]
         exists = (jnp.arange(self.width) < layer["outputs"])[None]
-        y = jnp.where(exists, jnp.clip(sums, layer["lower"], layer["upper"]), jnp.float32(0))
+        y = jnp.where(exists, clipped(sums, layer["lower"], layer["upper"]), jnp.float32(0))
         inside = exists & (y > layer["lower"]) & (y < layer["upper"])
         bits = jnp.pad(inside, ((0, 0), (0, self.mask_words * _BITS - self.width)))
         bits = bits.reshape(y.shape[0], self.mask_words, _BITS).astype(jnp.uint32)

@@ -90,8 +90,8 @@ def infer(plan: Plan, y0: ArrayLike, *, backend: Backend = "auto") -> jax.Array:
         plan: The network, from `build_plan`.
         y0: The features, of shape (features, plan.inputs): one a row, or one alone as a vector, or with any number of
             leading axes. float32, uint8 and bool are read as they are, all other real numbers as float32; uint32 is
-            bit-packed, of shape (features, ceil(plan.inputs / 32)), see `pack_bits`. Finite numbers: the back ends
-            treat NaN differently (the CPU keeps it, CUDA takes it for the lower bound).
+            bit-packed, of shape (features, ceil(plan.inputs / 32)), see `pack_bits`. Finite numbers: a sum that is
+            NaN becomes the lower bound, one that overflows the largest number (docs/numerics.md).
         backend: `auto` for the native back end, `xla` for plain XLA operations.
 
     Returns:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from spdnn_jax import _native, layout, planner, rules
 from spdnn_jax._native import NETWORK_TARGET
-from spdnn_jax.activation import Clip
+from spdnn_jax.activation import clipped
 from spdnn_jax.chain import RowsTable, chain_derivative_p, chain_p
 from spdnn_jax.features import BITS, PACKED
 from spdnn_jax.layout import PlanTable
@@ -30,12 +30,6 @@ def unpack(y0: jax.Array, inputs: int) -> jax.Array:
         return y0.astype(jnp.float32)
     bits = (y0[:, :, None] >> jnp.arange(BITS, dtype=PACKED)[None, None]) & PACKED(1)
     return bits.reshape(y0.shape[0], y0.shape[1] * BITS)[:, :inputs].astype(jnp.float32)
-
-
-def _clip(sums: jax.Array, activation: Clip) -> jax.Array:
-    if not np.isinf(activation.lower):
-        sums = jnp.maximum(sums, jnp.float32(activation.lower))
-    return sums if np.isinf(activation.upper) else jnp.minimum(sums, jnp.float32(activation.upper))
 
 
 def _zero_column(y: jax.Array) -> jax.Array:
@@ -74,7 +68,8 @@ def _layer_of_plan_xla(
     ]
     sums = jnp.concatenate(sums, axis=1) if sums else _zero_column(y)[:, :0]
     bias = layout.layer_bias(words, layer, offsets[0])
-    return _clip(sums + jnp.broadcast_to(bias, (1, sums.shape[1])), layout.clip_of(layer))
+    sums += jnp.broadcast_to(bias, (1, sums.shape[1]))
+    return clipped(sums, layer["lower"], layer["upper"])
 
 
 def _count_active(y: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ from jax.interpreters import ad, batching
 
 from spdnn_jax import _native, rules
 from spdnn_jax._native import LAYER_TARGET, SAMPLED_TARGET
+from spdnn_jax.activation import clipped
 
 # --- plain XLA --------------------------------------------------------------------------------------------------------
 
@@ -63,7 +64,7 @@ def layer_xla(
     products = (y[:, indices] * jnp.broadcast_to(values, (1, indices.shape[0]))).T
     rows = _row_of_edge(indptr, indices.shape[0])
     sums = jax.ops.segment_sum(products, rows, num_segments=outputs, indices_are_sorted=True).T
-    return [jnp.clip(sums + jnp.broadcast_to(bias, (1, outputs)), lower, upper)]
+    return [clipped(sums + jnp.broadcast_to(bias, (1, outputs)), lower, upper)]
 
 
 def _product_xla(

@@ -143,8 +143,8 @@ ffi::Error layer(ffi::ThreadPool pool, Floats y, Ints indptr, Ints indices, Floa
     call.single_value = values.dimensions().size() == 0;
     call.bias = bias.typed_data();
     call.single_bias = bias.dimensions().size() == 0;
-    call.lower = lower;
-    call.upper = upper;
+    call.lower = finite_bound(lower);
+    call.upper = finite_bound(upper);
     call.result = result->typed_data();
     if (!call.single_value && count_of(values) != call.rows.edges) {
       return "values must be a scalar, or hold one entry an edge";

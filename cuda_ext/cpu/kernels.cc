@@ -61,7 +61,7 @@ inline void compute_block(const RunTask& task, const Index* indices, int64_t chu
     Bits bits = nonzero[v];
     for (int r = 0; r < kR; ++r) {
       Vector y = sums[r][v];
-      y = lower > y ? lower : y;  // in this order a NaN stays one, as in jnp.maximum and numpy
+      y = y > lower ? y : lower;  // in this order a NaN becomes the lower bound, and -0.0 becomes 0.0
       y = y > upper ? upper : y;
       reinterpret_cast<Vector*>(task.out + (slot + r * slot_step) * task.stride + feature)[v] = y;
       bits |= (Bits)y;  // the bits as they are

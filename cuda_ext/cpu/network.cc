@@ -175,8 +175,8 @@ class Worker {
     task.index_bits = static_cast<int>(layer.index_bits);
     task.bias = layer.bias_offset < 0 ? nullptr : floats(layer.bias_offset);
     task.shared_bias = static_cast<float>(layer.bias);
-    task.lower = layer.lower;
-    task.upper = layer.upper;
+    task.lower = finite_bound(layer.lower);
+    task.upper = finite_bound(layer.upper);
     task.nonzero = nonzero_.data();
     for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
       const PlanRun& run = call_.plan.runs[r];
@@ -254,7 +254,7 @@ class Worker {
   std::vector<int> find_leaders(const std::vector<int>& columns, int64_t width) {
     hash_columns(width);
     const float* hashes = out_.buffer.data();
-    const auto hash = [hashes](int column) {  // as bits: a NaN equals itself, and is found again
+    const auto hash = [hashes](int column) {  // as bits: an infinite one, too
       uint32_t bits;
       std::memcpy(&bits, hashes + column, sizeof bits);
       return bits;

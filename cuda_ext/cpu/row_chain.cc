@@ -37,8 +37,8 @@ class Runner {
   void forward(const RowsLayer& layer) {
     ProductTask task = product_by_output(layer);
     task.bias = floats(layer.bias_offset);
-    task.lower = static_cast<float>(layer.lower);
-    task.upper = static_cast<float>(layer.upper);
+    task.lower = finite_bound(static_cast<float>(layer.lower));
+    task.upper = finite_bound(static_cast<float>(layer.upper));
     multiply(task);
     if (layer.mask_words > 0) kernels_.store_mask(mask_task(layer));
   }
@@ -90,8 +90,8 @@ class Runner {
     task.words_stride = call_.rows.mask_words();
     task.words = call_.masks + in_.columns.front().feature * task.words_stride + layer.mask_word;
     task.neurons = layer.outputs;
-    task.lower = static_cast<float>(layer.lower);
-    task.upper = static_cast<float>(layer.upper);
+    task.lower = finite_bound(static_cast<float>(layer.lower));
+    task.upper = finite_bound(static_cast<float>(layer.upper));
     task.tile = in_.buffer.data();
     task.stride = stride_;
     task.features = static_cast<int64_t>(in_.columns.size());

@@ -37,7 +37,7 @@ inline void compute_row(const ProductTask& task, int64_t row, int64_t feature) {
   Vector* out = reinterpret_cast<Vector*>(task.out + row * task.stride + feature);
   for (int v = 0; v < kV; ++v) {
     Vector y = even[v] + odd[v] + bias;
-    y = lower > y ? lower : y;  // in this order a NaN stays one, as in jnp.maximum and numpy
+    y = y > lower ? y : lower;  // in this order a NaN becomes the lower bound, and -0.0 becomes 0.0
     out[v] = y > upper ? upper : y;
   }
 }

@@ -4,9 +4,9 @@
 #include <string>
 #include <utility>
 
-#include "row_chain.h"
 #include "layout/plan_view.h"
 #include "network.h"
+#include "row_chain.h"
 #include "row_products.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -102,8 +102,8 @@ ffi::Error layer(cudaStream_t stream, Floats y, Ints indptr, Ints indices, Float
   product.single_value = values.dimensions().size() == 0;
   product.bias = bias.typed_data();
   product.single_bias = bias.dimensions().size() == 0;
-  product.lower = lower;
-  product.upper = upper;
+  product.lower = finite_bound(lower);
+  product.upper = finite_bound(upper);
   product.out = result->typed_data();
   return from_cuda(launch_product(product, stream));
 }

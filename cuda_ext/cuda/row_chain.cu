@@ -64,8 +64,8 @@ cudaError_t run_chain(const ChainCall& call, cudaStream_t stream) {
     product.features = call.features;
     product.in = in;
     product.bias = floats(call, layer.bias_offset);
-    product.lower = static_cast<float>(layer.lower);
-    product.upper = static_cast<float>(layer.upper);
+    product.lower = finite_bound(static_cast<float>(layer.lower));
+    product.upper = finite_bound(static_cast<float>(layer.upper));
     product.out = out;
     const cudaError_t error = launch_product(product, stream);
     if (error != cudaSuccess || layer.mask_words == 0) return error;

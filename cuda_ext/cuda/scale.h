@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
+#include <limits>
 
 #include "layout/plan_view.h"
 
@@ -46,10 +47,16 @@ struct Scale {
   }
 
   __host__ __device__ Bounds bounds(const PlanLayer& layer) const {
-    return {layer.lower * per_unit, layer.upper * per_unit};
+    return {finite(layer.lower * per_unit), finite(layer.upper * per_unit)};
   }
 
  private:
+  // `finite_bound`, where the device runs it, too.
+  __host__ __device__ static float finite(float bound) {
+    constexpr float kLargest = std::numeric_limits<float>::max();
+    return fminf(fmaxf(bound, -kLargest), kLargest);
+  }
+
   static bool may_be_unit(float upper) {
     constexpr float kLargest = 1 << 16;  // so that no number of common size leaves the range of float
     int exponent = 0;

@@ -29,6 +29,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 namespace spdnn {
 
@@ -40,6 +41,13 @@ inline constexpr int64_t kWordAlignment = 4;
 
 inline constexpr int kStagedRows = 512;    // outputs of a block
 inline constexpr int kStagedInputs = 768;  // inputs of a stage, at most: 96 KiB of shared memory for 32 features
+
+// What sums are clipped to where a bound is infinite: an overflow stays a number, and an edge of weight 0 that pads a
+// row makes no NaN of it. A sum that is NaN becomes the lower bound.
+constexpr float finite_bound(float bound) {
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  return bound < -kLargest ? -kLargest : bound > kLargest ? kLargest : bound;
+}
 
 constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 

@@ -42,7 +42,7 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(0)
     try:
         return FLAGS(arguments)
-    except (flags.Error, OSError) as error:
+    except (flags.Error, OSError, ValueError) as error:  # of a flagfile that is no text, too
         print(f"FATAL Flags parsing error: {error}\nPass --help for the flags.", file=sys.stderr)
         sys.exit(2)
 

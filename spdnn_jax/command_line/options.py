@@ -21,9 +21,11 @@ INPUTS = ("digits", "mnist", "official", "random")
 OF_NETWORK = ("activation", "biases", "transpose", "index_base", "tensors")
 """Flags that say what --network does not."""
 
+_MOST = 2**31 - 1
+
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("neurons", 1024, "Neurons of a layer: 16 * 2^k; 1024, 4096, 16384 or 65536 in the challenge.", 1)
-flags.DEFINE_integer("layers", 120, "Number of layers: 120, 480 or 1920 in the challenge.", 1)
+flags.DEFINE_integer("layers", 120, "Number of layers: 120, 480 or 1920 in the challenge.", 1, _MOST)
 flags.DEFINE_enum("weights", "radixnet", ["radixnet", "official"], "Generated weights, or those in --dataset_dir.")
 flags.DEFINE_string(
     "dataset_dir", None, "Folder of the official files, their .tar.gz, or a network file that spdnn convert wrote."
@@ -42,7 +44,7 @@ flags.DEFINE_string("inputs", "digits", f"Where the features come from: {', '.jo
 flags.DEFINE_float("full_scale", None, "What stands for 1 in a file of --inputs: 255 in images of bytes.", 1e-30)
 flags.DEFINE_string("labels", None, "File with the class of each feature, from 0: run prints the accuracy.")
 flags.DEFINE_string("mnist_dir", None, "Folder of the MNIST files in IDX form, for --inputs=mnist.")
-flags.DEFINE_integer("features", networks.FEATURES, "Number of features.", 1)
+flags.DEFINE_integer("features", networks.FEATURES, "Number of features.", 1, _MOST)
 flags.DEFINE_integer("seed", 0, "Of generated weights and inputs.", 0)
 flags.DEFINE_enum(
     "backend", "auto", ["auto", "cuda", "cpu", "xla"], "Back end; auto: cuda where it can be used, else cpu."
@@ -87,7 +89,10 @@ _TAKEN = {
 }
 """Flags of the commands that do not run a network."""
 
-_OWN = ("process_id", "coordinator_address", "dataset_dir", "mnist_dir", "truth", "categories_out", "report_out")
+_OWN = (
+    *("process_id", "coordinator_address", "dataset_dir", "network", "mnist_dir", "labels", "truth"),
+    *("categories_out", "report_out"),
+)
 """Flags that may differ between the processes of a run: which it is, and where things are on its host."""
 
 _HELP_COLUMN = 24

@@ -232,6 +232,13 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
+_DRAWN = (
+    *("network", "neurons", "layers", "features", "inputs", "device", "compress"),
+    *("active", "multiplied_edges", "seconds"),
+)
+"""What figures are made of."""
+
+
 def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
     """Reads reports that runs wrote; a file may hold one or a list of them.
 
@@ -246,8 +253,10 @@ def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]
         except ValueError as error:
             raise ValueError(f"{path}: not a JSON report ({error}): write one with spdnn --report_out") from None
         for report in content if isinstance(content, list) else [content]:
-            needed = {"network", "active", "multiplied_edges", "features"}
-            if not isinstance(report, dict) or not needed <= report.keys():
-                raise ValueError(f"{path}: holds no report of a run: write one with spdnn --report_out")
+            missing = [name for name in _DRAWN if not isinstance(report, dict) or name not in report]
+            if missing:
+                raise ValueError(
+                    f"{path}: holds no report of a run, {missing[0]} is missing: write one with spdnn --report_out"
+                )
             reports.append(report)
     return reports

@@ -95,6 +95,22 @@ def test_features_that_die_and_revive(emulator: emulate.Emulator, family: planne
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_numbers_that_are_none(emulator: emulate.Emulator, family: planner.Kernel) -> None:
+    """As on the CPU: a sum that is NaN becomes the lower bound, and an overflow stays finite."""
+    largest = np.finfo(np.float32).max
+    grows = SparseLayer.from_dense(np.full((3, 3), 3e38))
+    for clip, lower in ((Clip.relu(32), 0), (Clip(-1, 1), -1), (Clip.identity(), -largest)):
+        y0 = np.ones((40, 3), np.float32)
+        y0[33, 1] = np.nan
+        result = emulator.run(build_plan(SparseNetwork((grows,), clip), kernel=family), y0).activations
+        expected = np.full((40, 3), min(largest, clip.upper), np.float32)
+        expected[33] = lower
+        np.testing.assert_array_equal(result, expected)
+    deep = build_plan(SparseNetwork((grows,) * 3, Clip.identity()), kernel=family)
+    np.testing.assert_array_equal(emulator.run(deep, np.ones((5, 3), np.float32)).activations, largest)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("edges", [0, 5000])
 def test_rows_of_any_length(emulator: emulate.Emulator, family: planner.Kernel, edges: int) -> None:
     generator = np.random.default_rng(edges)
