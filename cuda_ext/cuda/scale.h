@@ -8,8 +8,8 @@
 
 #include <cuda_runtime.h>
 
+#include <cfloat>
 #include <cmath>
-#include <limits>
 
 #include "layout/plan_view.h"
 
@@ -53,7 +53,7 @@ struct Scale {
  private:
   // `finite_bound`, where the device runs it, too.
   __host__ __device__ static float finite(float bound) {
-    constexpr float kLargest = std::numeric_limits<float>::max();
+    constexpr float kLargest = FLT_MAX;
     return fminf(fmaxf(bound, -kLargest), kLargest);
   }
 
