@@ -297,7 +297,7 @@ cudaError_t launch_store_mask(const StoreMask& step, cudaStream_t stream) {
 namespace {
 
 constexpr int kSampledThreads = 512;
-constexpr int kEdgesOfThread = 32;
+constexpr int kEdgesOfThread = 28;  // as many as leave registers for the addresses
 constexpr int64_t kEdgesOfBlock = kSampledThreads * kEdgesOfThread;
 constexpr int64_t kWantedBlocks = 264;  // two for each multiprocessor of the largest devices
 constexpr int64_t kPackedNeurons = 1 << 16;
@@ -322,7 +322,7 @@ __global__ void __launch_bounds__(kMaskThreads)
   }
 }
 
-// A thread holds the sums of 32 edges, and neighbouring threads those of neighbouring edges, whose outputs are few.
+// A thread holds the sums of many edges, and neighbouring threads those of neighbouring edges, whose outputs are few.
 // Both ends of an edge are kept in one word.
 template <typename Features>
 __global__ void __launch_bounds__(kSampledThreads)
