@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "intrinsics.cuh"
 #include "launch.h"
 #include "row_products.h"
 
@@ -297,7 +298,7 @@ cudaError_t launch_store_mask(const StoreMask& step, cudaStream_t stream) {
 namespace {
 
 constexpr int kSampledThreads = 512;
-constexpr int kEdgesOfThread = 28;  // as many as leave registers for the addresses
+constexpr int kEdgesOfThread = 32;
 constexpr int64_t kEdgesOfBlock = kSampledThreads * kEdgesOfThread;
 constexpr int64_t kWantedBlocks = 264;  // two for each multiprocessor of the largest devices
 constexpr int64_t kPackedNeurons = 1 << 16;
@@ -354,9 +355,10 @@ __global__ void __launch_bounds__(kSampledThreads)
       }
 #pragma unroll
       for (int k = 0; k < kEdgesOfThread; ++k) {
-        const Vector x = shared[(ends[k] >> 16) * kLanes + lane];
+        const uint32_t both = opaque(ends[k]);  // or addresses of all edges would be kept beside them
+        const Vector x = shared[(both >> 16) * kLanes + lane];
 #pragma unroll
-        for (int v = 0; v < kVector; ++v) sums[k] = fmaf(out[v][ends[k] & 0xFFFF], x.at[v], sums[k]);
+        for (int v = 0; v < kVector; ++v) sums[k] = fmaf(out[v][both & 0xFFFF], x.at[v], sums[k]);
       }
     }
   }
