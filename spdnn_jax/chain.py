@@ -59,6 +59,10 @@ class RowsTable:
         """Words that a feature's masks take, all layers together."""
         return int(self.layers["mask_words"].sum())
 
+    def work_to_count(self, features: int, words: jax.Array) -> list[jax.Array]:
+        """See `rules.work_to_count`."""
+        return rules.work_to_count(words[0], features * float(self.layers["edges"].sum()))
+
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["words"], meta_fields=["table"])
 @dataclass(frozen=True, eq=False)
@@ -197,7 +201,8 @@ def _call_chain(y0: jax.Array, words: jax.Array, *, table: RowsTable, cuda: bool
         jax.ShapeDtypeStruct((features, table.mask_words), jnp.uint32),
         *([_workspace(features, words, table)] if cuda else []),
     ]
-    return jax.ffi.ffi_call(CHAIN_TARGET, results)(y0, words, table=table.records)[:2]
+    counted = [] if cuda else table.work_to_count(features, words)
+    return jax.ffi.ffi_call(CHAIN_TARGET, results)(y0, words, *counted, table=table.records)[:2]
 
 
 def _call_derivative(
@@ -209,7 +214,8 @@ def _call_derivative(
         *([_workspace(features, words, table)] if cuda else []),
     ]
     call = jax.ffi.ffi_call(CHAIN_DERIVATIVE_TARGET, results)
-    return call(y, masks, words, table=table.records, transposed=transposed)[:1]
+    counted = [] if cuda else table.work_to_count(features, words)
+    return call(y, masks, words, *counted, table=table.records, transposed=transposed)[:1]
 
 
 def _workspace(features: int, words: jax.Array, table: RowsTable) -> jax.ShapeDtypeStruct:

@@ -174,7 +174,8 @@ def _network_cpu(
     y0: jax.Array, words: jax.Array, *row_words: jax.Array, table: PlanTable, **params: Any
 ) -> Sequence[jax.Array]:
     del row_words
-    return jax.ffi.ffi_call(NETWORK_TARGET, _results(y0, table, **params))(y0, words, table=table.records)
+    counted = rules.work_to_count(words[0], y0.shape[0] * float(table.layers["multiplied_edges"].sum()))
+    return jax.ffi.ffi_call(NETWORK_TARGET, _results(y0, table, **params))(y0, words, *counted, table=table.records)
 
 
 def _network_cuda(

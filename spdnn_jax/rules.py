@@ -17,6 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from spdnn_jax import _native
 
+_EDGES_WORTH_A_THREAD = 1e6  # about a tenth of a millisecond
+
 
 @dataclass(frozen=True, eq=False)
 class Kernel:
@@ -167,6 +169,22 @@ def check_features_whole(*avals: Any) -> None:
 def sum_of(features: Any, shape: tuple[int, ...], **changes: Any) -> Any:
     """The abstract value of a sum over features: of another shape, and whole on every device."""
     return features.update(shape=shape, sharding=features.sharding.update(spec=P(*[None] * len(shape))), **changes)
+
+
+def work_to_count(scalar: jax.Array, edges: float) -> list[jax.Array]:
+    """An argument more for a custom call on the CPU, so that the program is dispatched and not waited for.
+
+    A program that XLA counts fewer than 1,000 floating-point operations in runs on the caller's own thread; and of a
+    custom call it counts none. So a small product goes before it, where the call is worth another thread.
+
+    Args:
+        scalar: Any number that the program is given.
+        edges: How many the call multiplies.
+    """
+    if edges < _EDGES_WORTH_A_THREAD:
+        return []
+    tile = jnp.full((16, 16), scalar.astype(jnp.float32))
+    return [tile @ tile]
 
 
 # --- batching and derivatives -----------------------------------------------------------------------------------------

@@ -35,6 +35,16 @@ def test_lowers_to_one_custom_call(plan: Plan, y0: jax.Array) -> None:
     assert jax.jit(layer).lower(SparseLayer.from_dense(np.ones((12, 3))), y0).as_text().count("spdnn_layer") == 1
 
 
+@pytest.mark.parametrize(("features", "is_long"), [(8, False), (20000, True)])
+def test_long_calls_are_dispatched(plan: Plan, features: int, is_long: bool, on_cpu: None) -> None:
+    """XLA runs what it counts fewer than 1,000 operations in on the caller's thread, and counts none of a custom call."""
+    plan = plan.with_derivatives()
+    y = jnp.ones((features, 12))
+    for program in (infer, lambda plan, y: jax.vjp(lambda y: infer(plan, y), y)[0]):
+        analysis: Any = jax.jit(program).lower(plan, y).compile().cost_analysis()
+        assert (analysis.get("flops", 0) >= 1000) == is_long
+
+
 def test_other_platforms_get_plain_xla(plan: Plan, y0: jax.Array) -> None:
     text = jax.jit(infer).trace(plan, y0).lower(lowering_platforms=("tpu",)).as_text()
     assert "spdnn_network" not in text

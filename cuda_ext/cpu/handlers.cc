@@ -1,4 +1,5 @@
-// XLA FFI handlers of the CPU back end: they check what they are given and run. Neither throws.
+// XLA FFI handlers of the CPU back end: they check what they are given and run. None throws. Arguments beyond those
+// that are read are for XLA (rules.work_to_count).
 #include <algorithm>
 #include <exception>
 #include <functional>
@@ -6,9 +7,9 @@
 #include <tuple>
 #include <utility>
 
-#include "cpu/row_chain.h"
 #include "cpu/layer.h"
 #include "cpu/network.h"
+#include "cpu/row_chain.h"
 #include "cpu/sampled.h"
 #include "layout/plan_view.h"
 #include "xla/ffi/api/ffi.h"
@@ -96,7 +97,7 @@ std::string place_results(const NetworkResults& results, NetworkCall* call) {
 }
 
 // Attributes other than `table` are for other back ends.
-ffi::Error network(ffi::ThreadPool pool, ffi::AnyBuffer y0, ffi::Buffer<DataType::U32> words,
+ffi::Error network(ffi::ThreadPool pool, ffi::AnyBuffer y0, ffi::Buffer<DataType::U32> words, ffi::RemainingArgs,
                    ffi::ResultBuffer<DataType::F32> activations, ffi::ResultBuffer<DataType::PRED> alive,
                    ffi::ResultBuffer<DataType::S32> active, ffi::Dictionary attributes) {
   const auto table = attributes.get<ffi::Span<const int64_t>>("table");
@@ -195,7 +196,7 @@ std::string read_chain(const Floats& in, const Floats& out, const ffi::Buffer<Da
   return "";
 }
 
-ffi::Error chain(ffi::ThreadPool pool, Floats y0, ffi::Buffer<DataType::U32> words,
+ffi::Error chain(ffi::ThreadPool pool, Floats y0, ffi::Buffer<DataType::U32> words, ffi::RemainingArgs,
                  ffi::ResultBuffer<DataType::F32> result, ffi::ResultBuffer<DataType::U32> masks,
                  ffi::Span<const int64_t> table) {
   return guarded([&]() -> std::string {
@@ -206,7 +207,7 @@ ffi::Error chain(ffi::ThreadPool pool, Floats y0, ffi::Buffer<DataType::U32> wor
 }
 
 ffi::Error chain_derivative(ffi::ThreadPool pool, Floats in, ffi::Buffer<DataType::U32> masks,
-                            ffi::Buffer<DataType::U32> words, ffi::ResultBuffer<DataType::F32> out,
+                            ffi::Buffer<DataType::U32> words, ffi::RemainingArgs, ffi::ResultBuffer<DataType::F32> out,
                             ffi::Span<const int64_t> table, bool transposed) {
   return guarded([&]() -> std::string {
     ChainCall call;
@@ -223,6 +224,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnNetworkCpu, spdnn::cpu::network,
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::U32>>()
+                                  .RemainingArgs()
                                   .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::DataType::PRED>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::DataType::S32>>()
@@ -254,6 +256,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnChainCpu, spdnn::cpu::chain,
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::U32>>()
+                                  .RemainingArgs()
                                   .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::DataType::U32>>()
                                   .Attr<xla::ffi::Span<const int64_t>>("table"));
@@ -264,6 +267,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnChainDerivativeCpu, spdnn::cpu::chain_derivat
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::U32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::U32>>()
+                                  .RemainingArgs()
                                   .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Attr<xla::ffi::Span<const int64_t>>("table")
                                   .Attr<bool>("transposed"));

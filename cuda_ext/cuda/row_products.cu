@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "intrinsics.cuh"
 #include "launch.h"
 #include "row_products.h"
 
@@ -25,6 +26,7 @@ template <int kFeatures>
 struct Resident {
   static constexpr int kVector = kFeatures < kQuad ? kFeatures : kQuad;  // features of a lane
   static constexpr int kLanes = kFeatures / kVector;                     // of all features of a neuron
+  static constexpr int kCount = kFeatures;
   using Vector = Floats<kVector>;
 
   // Brings features first .. first + kFeatures along, zeros beyond the last one.
@@ -93,22 +95,23 @@ struct EdgeReader {
   }
 };
 
-// Sums of one output for the features of a lane; `activation(index, k)` is feature k of an input.
+// Sums of one output for the features of a lane, of every `lanes`-th quad of edges from the `lane`-th on;
+// `activation(index)` are the features of an input.
 template <int kVector, typename Activation>
-__device__ void sum_row(const Product& product, const EdgeReader& reader, int64_t row, const Activation& activation,
-                        float (&sums)[kVector]) {
-  const int64_t begin = product.rows.indptr[row], end = product.rows.indptr[row + 1];
-  if (begin == end) return;
+__device__ void sum_row(const Product& product, const EdgeReader& reader, int64_t begin, int64_t end, int lane,
+                        int lanes, const Activation& activation, float (&sums)[kVector]) {
+  int64_t first = (begin / kQuad + lane) * kQuad;
+  if (first >= end) return;
   Ints next_indices, indices;
   Floats<kQuad> next_weights, weights;
   const float single = product.single_value ? product.values[0] : 0.0f;
 #pragma unroll
   for (float& weight : next_weights.at) weight = single;
-  reader.read(begin / kQuad * kQuad, &next_indices, &next_weights);
-  for (int64_t first = begin / kQuad * kQuad; first < end; first += kQuad) {
+  reader.read(first, &next_indices, &next_weights);
+  for (; first < end; first += lanes * kQuad) {
     indices = next_indices;
     weights = next_weights;
-    if (first + kQuad < end) reader.read(first + kQuad, &next_indices, &next_weights);
+    if (first + lanes * kQuad < end) reader.read(first + lanes * kQuad, &next_indices, &next_weights);
 #pragma unroll
     for (int k = 0; k < kQuad; ++k) {
       if (first + k < begin || first + k >= end) continue;
@@ -131,25 +134,42 @@ __device__ void write_row(const Product& product, int64_t row, int64_t first_fea
   }
 }
 
+constexpr int kRowLanes = 8;  // of an output: its features, and beyond those its edges, shared among them
+
+// Eight lanes take one output, so that a warp reads the edges of four: they lie in few lines of memory, and to read the
+// weights costs less than to read the activations.
 template <typename Features>
 __global__ void __launch_bounds__(kProductThreads)
     product_kernel(const __grid_constant__ Product product, bool aligned, int64_t rows_of_block) {
   using Vector = typename Features::Vector;
-  constexpr int kVector = Features::kVector, kLanes = Features::kLanes, kFeatures = kVector * kLanes;
+  constexpr int kVector = Features::kVector, kLanes = Features::kLanes, kFeatures = Features::kCount;
+  constexpr int kRowsOfWarp = 32 / kRowLanes;
   extern __shared__ __align__(16) float memory[];
   Vector* shared = reinterpret_cast<Vector*>(memory);
   const EdgeReader reader{product.rows, product.values, product.single_value, aligned};
-  const int lane = threadIdx.x % kLanes;
+  const int warp_lane = threadIdx.x % 32, lane = warp_lane % kLanes, edge_lane = warp_lane % kRowLanes / kLanes;
   const int64_t first_row = blockIdx.x * rows_of_block,
                 end_row = min(first_row + rows_of_block, product.rows.out_width);
   for (int64_t first = static_cast<int64_t>(blockIdx.y) * kFeatures; first < product.features;
        first += static_cast<int64_t>(gridDim.y) * kFeatures) {
     Features::load(product.in, product.rows.in_width, first, product.features, product.in_mask, shared);
     __syncthreads();
-    for (int64_t row = first_row + threadIdx.x / kLanes; row < end_row; row += kProductThreads / kLanes) {
+    for (int64_t warp_row = first_row + threadIdx.x / 32 * kRowsOfWarp; warp_row < end_row;
+         warp_row += kProductThreads / kRowLanes) {
+      const int64_t row = warp_row + warp_lane / kRowLanes;
+      const bool exists = row < end_row;
       float sums[kVector] = {};
-      sum_row(product, reader, row, [&](int32_t index) { return shared[index * kLanes + lane]; }, sums);
-      write_row(product, row, first + lane * kVector, sums);
+      if (exists) {
+        sum_row(
+            product, reader, product.rows.indptr[row], product.rows.indptr[row + 1], edge_lane, kRowLanes / kLanes,
+            [&](int32_t index) { return shared[index * kLanes + lane]; }, sums);
+      }
+#pragma unroll
+      for (int distance = kLanes; distance < kRowLanes; distance *= 2) {
+#pragma unroll
+        for (float& sum : sums) sum += __shfl_sync(0xFFFFFFFFu, sum, warp_lane ^ distance);
+      }
+      if (exists && edge_lane == 0) write_row(product, row, first + lane * kVector, sums);
     }
     __syncthreads();
   }
@@ -174,9 +194,26 @@ __global__ void __launch_bounds__(kProductThreads)
       }
       return x;
     };
-    sum_row(product, reader, row, activation, sums);
+    sum_row(product, reader, product.rows.indptr[row], product.rows.indptr[row + 1], 0, 1, activation, sums);
     write_row(product, row, first, sums);
   }
+}
+
+// Into how many parts the outputs are cut, each of which brings its features along anew: more parts leave fewer
+// multiprocessors idle at the end. To bring a neuron along costs about as much as an edge.
+int64_t choose_parts(int64_t groups, int64_t resident_blocks, int64_t most, double edges_of_neuron) {
+  constexpr int64_t kMostParts = 64;
+  int64_t best = 1;
+  double least = INFINITY;
+  for (int64_t parts = 1; parts <= std::min(most, kMostParts); ++parts) {
+    const int64_t rounds = (groups * parts + resident_blocks - 1) / resident_blocks;
+    const double cost = static_cast<double>(rounds) * (1 + edges_of_neuron / static_cast<double>(parts));
+    if (cost < least) {
+      best = parts;
+      least = cost;
+    }
+  }
+  return best;
 }
 
 bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % sizeof(Ints) == 0; }
@@ -207,16 +244,19 @@ cudaError_t launch_product(const Product& product, cudaStream_t stream) {
   }
   return with_resident(count, [&](auto features) {
     using Features = decltype(features);
-    constexpr int kRowsAtOnce = kProductThreads / Features::kLanes;
-    constexpr int64_t kBlocksOfMultiprocessor = 4;  // so that the last ones of a launch leave few idle for long
-    const int64_t groups = divide_up(product.features, Features::kVector * Features::kLanes);
-    const int64_t parts =
-        std::max<int64_t>(1, std::min(divide_up(kBlocksOfMultiprocessor * limits.multiprocessors, groups),
-                                      divide_up(rows.out_width, kRowsAtOnce)));
-    const int64_t rows_of_block = divide_up(divide_up(rows.out_width, parts), kRowsAtOnce) * kRowsAtOnce;
-    const int64_t bytes = rows.in_width * static_cast<int64_t>(sizeof(float)) * Features::kVector * Features::kLanes;
+    constexpr int64_t kRowsAtOnce = kProductThreads / kRowLanes;
+    const int64_t groups = divide_up(product.features, Features::kCount);
+    const int64_t bytes = rows.in_width * Features::kCount * static_cast<int64_t>(sizeof(float));
     const auto kernel = product_kernel<Features>;
-    if (const cudaError_t error = allow_shared(kernel, bytes); error != cudaSuccess) return error;
+    int64_t resident_blocks = 0;
+    cudaError_t error = allow_shared(kernel, bytes);
+    if (error != cudaSuccess) return error;
+    error = resident_block_count(kernel, kProductThreads, bytes, &resident_blocks);
+    if (error != cudaSuccess) return error;
+    const double edges_of_neuron = static_cast<double>(rows.edges) / static_cast<double>(rows.in_width + 1);
+    const int64_t parts =
+        choose_parts(groups, resident_blocks, divide_up(rows.out_width, kRowsAtOnce), edges_of_neuron);
+    const int64_t rows_of_block = divide_up(divide_up(rows.out_width, parts), kRowsAtOnce) * kRowsAtOnce;
     const dim3 grid(static_cast<unsigned>(divide_up(rows.out_width, rows_of_block)),
                     static_cast<unsigned>(std::min(groups, kMostBlocksY)));
     kernel<<<grid, kProductThreads, static_cast<size_t>(bytes), stream>>>(product, aligned, rows_of_block);
@@ -258,78 +298,90 @@ cudaError_t launch_store_mask(const StoreMask& step, cudaStream_t stream) {
 namespace {
 
 constexpr int kSampledThreads = 512;
-constexpr int kEdgesOfThread = 16;
+constexpr int kEdgesOfThread = 32;
 constexpr int64_t kEdgesOfBlock = kSampledThreads * kEdgesOfThread;
-constexpr int64_t kWantedBlocks = 256;  // two for each multiprocessor of the largest devices
+constexpr int64_t kWantedBlocks = 264;  // two for each multiprocessor of the largest devices
+constexpr int64_t kPackedNeurons = 1 << 16;
 
 // Parts that the features are cut into, whose sums are added up at the end.
 int64_t sampled_parts(int64_t features, int64_t edges) {
   const int64_t edge_blocks = std::max<int64_t>(divide_up(edges, kEdgesOfBlock), 1);
-  return std::max<int64_t>(1, std::min(divide_up(kWantedBlocks, edge_blocks), divide_up(features, kMostFeatures)));
+  return std::max<int64_t>(1, std::min(kWantedBlocks / edge_blocks, divide_up(features, kMostFeatures)));
 }
 
-__device__ int64_t row_of_edge(const CompressedRows& rows, int64_t edge) {
-  int64_t low = 0, high = rows.out_width;  // indptr[low] <= edge < indptr[high]
-  while (high - low > 1) {
-    const int64_t middle = (low + high) / 2;
-    (rows.indptr[middle] <= edge ? low : high) = middle;
+// The output of each edge.
+__global__ void __launch_bounds__(kMaskThreads)
+    rows_of_edges_kernel(const __grid_constant__ CompressedRows rows, int32_t* row_of_edge) {
+  for (int64_t edge = static_cast<int64_t>(blockIdx.x) * kMaskThreads + threadIdx.x; edge < rows.edges;
+       edge += static_cast<int64_t>(gridDim.x) * kMaskThreads) {
+    int64_t low = 0, high = rows.out_width;  // indptr[low] <= edge < indptr[high]
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (rows.indptr[middle] <= edge ? low : high) = middle;
+    }
+    row_of_edge[edge] = static_cast<int32_t>(low);
   }
-  return low;
 }
 
-// A thread holds the sums of 16 edges that lie side by side, of which few rows are.
-template <typename Features, bool kIsResident>
-__global__ void __launch_bounds__(kSampledThreads) sampled_kernel(const __grid_constant__ Sampled sampled) {
+// A thread holds the sums of many edges, and neighbouring threads those of neighbouring edges, whose outputs are few.
+// Both ends of an edge are kept in one word.
+template <typename Features>
+__global__ void __launch_bounds__(kSampledThreads)
+    sampled_kernel(const __grid_constant__ Sampled sampled, const int32_t* row_of_edge) {
   using Vector = typename Features::Vector;
-  constexpr int kVector = Features::kVector, kLanes = Features::kLanes, kFeatures = kVector * kLanes;
+  constexpr int kVector = Features::kVector, kLanes = Features::kLanes, kFeatures = Features::kCount;
   extern __shared__ __align__(16) float memory[];
   Vector* shared = reinterpret_cast<Vector*>(memory);
   const CompressedRows& rows = sampled.rows;
-  const int64_t first_edge = (static_cast<int64_t>(blockIdx.x) * kSampledThreads + threadIdx.x) * kEdgesOfThread;
-  const int count = static_cast<int>(max(min(rows.edges - first_edge, int64_t{kEdgesOfThread}), int64_t{0}));
-  const int64_t first_row = count > 0 ? row_of_edge(rows, first_edge) : 0;
+  const int64_t first_edge = blockIdx.x * kEdgesOfBlock + threadIdx.x;
   float sums[kEdgesOfThread] = {};
+  uint32_t ends[kEdgesOfThread];
+#pragma unroll
+  for (int k = 0; k < kEdgesOfThread; ++k) {
+    const int64_t edge = min(first_edge + k * kSampledThreads, rows.edges - 1);
+    ends[k] = static_cast<uint32_t>(rows.indices[edge]) << 16 | static_cast<uint32_t>(row_of_edge[edge]);
+  }
   for (int64_t first = static_cast<int64_t>(blockIdx.y) * kFeatures; first < sampled.features;
        first += static_cast<int64_t>(gridDim.y) * kFeatures) {
-    if constexpr (kIsResident) {
-      __syncthreads();
-      Features::load(sampled.in, rows.in_width, first, sampled.features, Mask{}, shared);
-      __syncthreads();
-    }
+    __syncthreads();
+    Features::load(sampled.in, rows.in_width, first, sampled.features, Mask{}, shared);
+    __syncthreads();
+#pragma unroll 1
     for (int lane = 0; lane < kLanes; ++lane) {
-      const int64_t feature = first + lane * kVector;
-      int64_t row = first_row - 1, row_end = -1;
-      Vector own{};
+      const float* out[kVector];  // of a feature beyond the last one the inputs are zero, and any outputs will do
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) {
+        out[v] = sampled.out + min(first + lane * kVector + v, sampled.features - 1) * rows.out_width;
+      }
 #pragma unroll
       for (int k = 0; k < kEdgesOfThread; ++k) {
-        if (k >= count) break;
-        const int64_t edge = first_edge + k;
-        if (edge >= row_end) {
-          do row_end = rows.indptr[++row + 1];
-          while (edge >= row_end);
+        const uint32_t both = opaque(ends[k]);  // or addresses of all edges would be kept beside them
+        const Vector x = shared[(both >> 16) * kLanes + lane];
 #pragma unroll
-          for (int v = 0; v < kVector; ++v) {
-            own.at[v] = feature + v < sampled.features ? sampled.out[(feature + v) * rows.out_width + row] : 0.0f;
-          }
-        }
-        const int64_t index = rows.indices[edge];
-        Vector x;
-        if constexpr (kIsResident) {
-          x = shared[index * kLanes + lane];
-        } else {
-#pragma unroll
-          for (int v = 0; v < kVector; ++v) {
-            x.at[v] = feature + v < sampled.features ? sampled.in[(feature + v) * rows.in_width + index] : 0.0f;
-          }
-        }
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) sums[k] = fmaf(own.at[v], x.at[v], sums[k]);
+        for (int v = 0; v < kVector; ++v) sums[k] = fmaf(out[v][both & 0xFFFF], x.at[v], sums[k]);
       }
     }
   }
 #pragma unroll
   for (int k = 0; k < kEdgesOfThread; ++k) {
-    if (k < count) sampled.workspace[blockIdx.y * rows.edges + first_edge + k] = sums[k];
+    const int64_t edge = first_edge + k * kSampledThreads;
+    if (edge < rows.edges) sampled.workspace[blockIdx.y * rows.edges + edge] = sums[k];
+  }
+}
+
+// Where not even one feature fits into shared memory, or both ends of an edge not into one word.
+__global__ void __launch_bounds__(kSampledThreads)
+    wide_sampled_kernel(const __grid_constant__ Sampled sampled, const int32_t* row_of_edge) {
+  const CompressedRows& rows = sampled.rows;
+  for (int64_t edge = static_cast<int64_t>(blockIdx.x) * kSampledThreads + threadIdx.x; edge < rows.edges;
+       edge += static_cast<int64_t>(gridDim.x) * kSampledThreads) {
+    const float* in = sampled.in + rows.indices[edge];
+    const float* out = sampled.out + row_of_edge[edge];
+    float sum = 0;
+    for (int64_t feature = blockIdx.y; feature < sampled.features; feature += gridDim.y) {
+      sum = fmaf(out[feature * rows.out_width], in[feature * rows.in_width], sum);
+    }
+    sampled.workspace[blockIdx.y * rows.edges + edge] = sum;
   }
 }
 
@@ -345,38 +397,40 @@ __global__ void __launch_bounds__(kMaskThreads)
 
 }  // namespace
 
+// The sums of each part, and the output of each edge.
 int64_t sampled_workspace_bytes(int64_t features, int64_t edges) {
-  return sampled_parts(features, edges) * edges * static_cast<int64_t>(sizeof(float));
+  return (sampled_parts(features, edges) + 1) * edges * static_cast<int64_t>(sizeof(float));
 }
 
 cudaError_t launch_sampled(const Sampled& sampled, cudaStream_t stream) {
-  const int64_t edges = sampled.rows.edges;
-  if (edges == 0) return cudaSuccess;
+  const CompressedRows& rows = sampled.rows;
+  if (rows.edges == 0) return cudaSuccess;
   DeviceLimits limits;
-  if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
-  const int64_t parts = sampled_parts(sampled.features, edges);
-  const dim3 grid(static_cast<unsigned>(divide_up(edges, kEdgesOfBlock)), static_cast<unsigned>(parts));
-  const int count = resident_features(sampled.rows.in_width, sampled.features, limits);
-  cudaError_t error = cudaSuccess;
+  cudaError_t error = read_device_limits(&limits);
+  if (error != cudaSuccess) return error;
+  const int64_t parts = sampled_parts(sampled.features, rows.edges);
+  int32_t* row_of_edge = reinterpret_cast<int32_t*>(sampled.workspace + parts * rows.edges);
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(divide_up(rows.edges, kMaskThreads), 1 << 20));
+  rows_of_edges_kernel<<<blocks, kMaskThreads, 0, stream>>>(rows, row_of_edge);
+  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  const dim3 grid(static_cast<unsigned>(divide_up(rows.edges, kEdgesOfBlock)), static_cast<unsigned>(parts));
+  const bool packs = rows.in_width <= kPackedNeurons && rows.out_width <= kPackedNeurons && sampled.features > 0;
+  const int count = packs ? resident_features(rows.in_width, sampled.features, limits) : 0;
   if (count == 0) {
-    const auto kernel = sampled_kernel<Resident<kQuad>, false>;
-    kernel<<<grid, kSampledThreads, 0, stream>>>(sampled);
+    wide_sampled_kernel<<<grid, kSampledThreads, 0, stream>>>(sampled, row_of_edge);
     error = cudaGetLastError();
   } else {
     error = with_resident(count, [&](auto features) {
       using Features = decltype(features);
-      const int64_t bytes =
-          sampled.rows.in_width * static_cast<int64_t>(sizeof(float)) * Features::kVector * Features::kLanes;
-      const auto kernel = sampled_kernel<Features, true>;
+      const int64_t bytes = rows.in_width * Features::kCount * static_cast<int64_t>(sizeof(float));
+      const auto kernel = sampled_kernel<Features>;
       if (const cudaError_t refused = allow_shared(kernel, bytes); refused != cudaSuccess) return refused;
-      kernel<<<grid, kSampledThreads, static_cast<size_t>(bytes), stream>>>(sampled);
+      kernel<<<grid, kSampledThreads, static_cast<size_t>(bytes), stream>>>(sampled, row_of_edge);
       return cudaGetLastError();
     });
   }
   if (error != cudaSuccess) return error;
-  const int64_t blocks = std::min<int64_t>(divide_up(edges, kMaskThreads), 1 << 20);
-  add_parts_kernel<<<static_cast<unsigned>(blocks), kMaskThreads, 0, stream>>>(sampled.workspace, parts, edges,
-                                                                               sampled.result);
+  add_parts_kernel<<<blocks, kMaskThreads, 0, stream>>>(sampled.workspace, parts, rows.edges, sampled.result);
   return cudaGetLastError();
 }
 
