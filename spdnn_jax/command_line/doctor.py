@@ -67,9 +67,14 @@ def _cpu() -> Iterator[Finding]:
     yield _tried("CPU back end", report.processor(), lambda: jax.devices("cpu")[0])
 
 
+def _platforms() -> str | None:
+    """Those that JAX was told to keep to, or None."""
+    return jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _cuda() -> Iterator[Finding]:
     driver = _driver()
-    platforms: str | None = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    platforms = _platforms()
     kept_off = bool(platforms) and not {"cuda", "gpu"} & set(platforms.split(","))
     wanted = driver is not None and not kept_off
     shown = driver or "none: networks run on the CPU"

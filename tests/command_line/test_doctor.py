@@ -54,6 +54,7 @@ def test_a_gpu_that_is_not_used(
     monkeypatch.setattr(doctor, "_version", lambda name: None)
     monkeypatch.setattr(_native, "has_cuda_library", lambda: built)
     monkeypatch.setattr(_native, "cuda_unavailable_reason", lambda: "JAX sees none")
+    monkeypatch.setattr(doctor, "_platforms", lambda: None)  # which another test of this process may have set
     code, found = findings(capsys)
     assert code == 1
     assert found["GPU driver"] == "NVIDIA X, 80 GiB, 580.1"

@@ -29,6 +29,13 @@ def wait_for(process: subprocess.Popen[str], text: str) -> None:
         assert line, "it ended"
 
 
+def listens(process: subprocess.Popen[str]) -> bool:
+    """Whether the process has come so far as to have a handler for SIGTERM."""
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def interrupt(process: subprocess.Popen[str], number: signal.Signals) -> str:
     began = time.monotonic()
     process.send_signal(number)
@@ -49,6 +56,8 @@ def interrupt(process: subprocess.Popen[str], number: signal.Signals) -> str:
 def test_an_interrupt_ends_it_at_any_time(number: signal.Signals, delay: int) -> None:
     """In the middle of imports, compiling or native code alike; in XLA's callbacks KeyboardInterrupt was swallowed."""
     process = start(*LONG)
+    while not listens(process):  # before, Python is not ours yet
+        time.sleep(0.001)
     time.sleep(delay / 1000)
     interrupt(process, number)
 

@@ -193,4 +193,4 @@ def _as_cpp(source: str) -> str:
 
 
 def _run(*command: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, timeout=900)
