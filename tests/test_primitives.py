@@ -37,7 +37,7 @@ def test_lowers_to_one_custom_call(plan: Plan, y0: jax.Array) -> None:
 
 @pytest.mark.parametrize(("features", "is_long"), [(8, False), (20000, True)])
 def test_long_calls_are_dispatched(plan: Plan, features: int, is_long: bool, on_cpu: None) -> None:
-    """XLA runs what it counts fewer than 1,000 operations in on the caller's thread, and counts none of a custom call."""
+    """XLA runs what has fewer than 1,000 operations on the caller's thread, and counts none of a custom call."""
     plan = plan.with_derivatives()
     y = jnp.ones((features, 12))
     for program in (infer, lambda plan, y: jax.vjp(lambda y: infer(plan, y), y)[0]):
