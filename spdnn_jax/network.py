@@ -525,7 +525,9 @@ class NetworkFile(Iterable[SparseLayer]):
 
     def __iter__(self) -> Iterator[SparseLayer]:
         for number, inputs in enumerate(self._inputs, start=1):
-            arrays = {field: self._file.tensor(f"{number}.{field}", _DTYPES[field], _AXES[field]) for field in _FIELDS}
+            arrays: dict[str, Any] = {
+                field: self._file.tensor(f"{number}.{field}", _DTYPES[field], _AXES[field]) for field in _FIELDS
+            }
             self._file.check(number - 1, f"layer {number}", *arrays.values())
             arrays["indices"] = arrays["indices"].astype(np.int32, copy=False)
             yield SparseLayer(**arrays, inputs=inputs)

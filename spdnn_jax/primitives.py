@@ -227,7 +227,8 @@ def _network_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, rows: RowsT
             "the plan holds nothing for derivatives: build it with build_plan(..., derivatives=True), or call "
             "plan.with_derivatives(). To train the weights, too, differentiate spdnn_jax.apply(network, y)"
         )
-    y0, y0_dot = (jax.lax.convert_element_type(array, jnp.float32) for array in (y0, tangents[0]))
+    y0_dot: Any = tangents[0]
+    y0, y0_dot = y0.astype(jnp.float32), jax.lax.convert_element_type(y0_dot, jnp.float32)
     y, masks = chain_p.bind(y0, *row_words, table=rows)
     (y_dot,) = chain_derivative_p.bind(y0_dot, masks, *row_words, table=rows, transposed=False)
     if params["counts"]:

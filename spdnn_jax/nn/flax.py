@@ -55,8 +55,8 @@ class SparseLinear(nnx.Module):
     @property
     def layer(self) -> SparseLayer:
         """The layer as it stands: for `SparseNetwork` and `build_plan` after training."""
-        arrays = (variable[...] for variable in (self.indptr, self.indices, self.values, self.bias))
-        return SparseLayer(*arrays, self.inputs, self.transposed.get_value())
+        pattern = self.indptr[...], self.indices[...]
+        return SparseLayer(*pattern, self.values[...], self.bias[...], self.inputs, self.transposed.get_value())
 
     def __call__(self, y: jax.Array) -> jax.Array:
         """float32 (..., inputs) to float32 (..., outputs)."""
