@@ -14,6 +14,7 @@ compared with ours. A contender that takes more than --memory GiB for its weight
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 import time
@@ -187,6 +188,7 @@ def main() -> None:
     parser.add_argument("--output")
     settings = parser.parse_args()
     settings.gpu = jax.default_backend() == "gpu"
+    settings.load = os.getloadavg()[0]
     settings.features = settings.features or (2048 if settings.gpu else 256)
     output = settings.output or f"benchmarks/results/derivatives_{'gpu' if settings.gpu else 'cpu'}.json"
     results = Results(output, shlex.join(["python", *sys.argv]), vars(settings))
