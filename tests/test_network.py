@@ -248,7 +248,7 @@ def test_missing_and_mistyped_tensors_are_named(tmp_path: Path, missing: str, in
 @pytest.mark.parametrize("name", ["inputs", "activation"])
 @pytest.mark.parametrize(
     "instead",
-    [None, "null", "[6, null]", "[[0, 1], [0, 1], [0, 1]]", "[6.5, 9]", '"6"', "[" * 10**5, "[[1, 0], [0, 1]]"],
+    [None, "null", "[6, null]", "[[0, 1], [0, 1], [0, 1]]", "[6.5, 9]", '"6"', "[" * 4000, "[[1, 0], [0, 1]]"],
 )
 def test_metadata_that_lies_is_named(tmp_path: Path, name: str, instead: str | None) -> None:
     """With a checksum that is right: what somebody made, not what broke."""

@@ -381,7 +381,9 @@ def test_features_that_are_not_numbers_stay_alone() -> None:
     y0[::4, 5] = np.nan
     result = assert_merging_features_changes_nothing(SparseNetwork(tuple(layers)), y0)
     layer_of_zeros = SparseNetwork(tuple(layers[1:]))  # a sum that is NaN becomes the lower bound, 0
-    expected = np.where(np.isnan(y0).any(axis=1)[:, None], infer(build_plan(layer_of_zeros), np.zeros_like(y0)), result)
+    expected = np.where(
+        np.isnan(y0).any(axis=1, keepdims=True), infer(build_plan(layer_of_zeros), np.zeros_like(y0)), result
+    )
     np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 

@@ -93,7 +93,7 @@ def test_the_challenge_on_official_weights_and_mnist(shared_data: Path) -> None:
 
 def test_too_little_memory_is_said(tmp_path: Path) -> None:
     """With what was needed and the flags that help, not with a traceback."""
-    done = spdnn(*SMALL, "--features=10000000000000")
+    done = spdnn(*SMALL, "--features=2000000000")
     assert done.returncode == 1
     assert "spdnn: error: out of memory: Unable to allocate" in done.stderr
     assert "lower --stream_features, --stream_layers, or --features" in done.stderr
