@@ -431,7 +431,7 @@ def test_derivatives_are_those_of_the_original_network() -> None:
     network = with_duplicates(1, [12, 20, 16], Clip.relu())
     y0 = np.random.default_rng(0).random((3, 12), np.float32)
     expected, got = (
-        jax.grad(lambda y, plan: infer(plan, y).sum())(y0, build_plan(network, compress=compress))
+        jax.grad(lambda y, plan: infer(plan, y).sum())(y0, build_plan(network, compress=compress, derivatives=True))
         for compress in COMPRESS[:2]
     )
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
