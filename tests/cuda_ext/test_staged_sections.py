@@ -85,9 +85,11 @@ def test_long_rows_and_wide_layers() -> None:
 
 def test_only_wide_layers_of_single_outputs_have_them() -> None:
     """Sections that no kernel reads would only take memory."""
-    wide, narrow = random_network(0, [5000, 600], density=0.01), random_network(0, [500, 600], density=0.01)
-    grouped = random_network(0, [5000, 600], density=0.01, grouped=4)
-    has = {name: build_plan(network).table.layers["staged_offset"][0] >= 0 for name, network in locals().items()}
+    above, below = planner.RESIDENT_WIDTH + 1, planner.RESIDENT_WIDTH
+    wide, narrow = random_network(0, [above, 600], density=0.01), random_network(0, [below, 600], density=0.01)
+    grouped = random_network(0, [above, 600], density=0.01, grouped=4)
+    networks = {"wide": wide, "narrow": narrow, "grouped": grouped}
+    has = {name: build_plan(network).table.layers["staged_offset"][0] >= 0 for name, network in networks.items()}
     assert has == {"wide": True, "narrow": False, "grouped": False}
     assert build_plan(wide, kernel="grouped").table.layers["staged_offset"][0] == -1
     assert all(build_plan(radixnet.layers(64, 3), kernel="staged").table.layers["staged_offset"] >= 0)
@@ -154,7 +156,7 @@ def stages_of_a_block(plan: Plan) -> float:
 def test_similar_outputs_stand_together(shuffle_inputs: bool, most: int) -> None:
     """512 outputs in random order read nearly all 6,000 inputs, 6 or more stages; neighbours read 527."""
     network = banded(shuffle_inputs)
-    plan = build_plan(network)
+    plan = build_plan(network, kernel="staged")
     assert stages_of_a_block(plan) <= most
     y0 = np.random.default_rng(1).random((3, 6000))
     np.testing.assert_allclose(multiply(plan, y0), dense_reference(network, y0), atol=1e-5)
