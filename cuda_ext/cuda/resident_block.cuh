@@ -97,7 +97,7 @@ class Staging {
   // Starts with the layer that takes the place of the one before `l`, with which all threads are through.
   __device__ void advance(int l) {
     if (!is_mine()) return;
-    start(l + kStagedLayers - 1, next_);
+    start(l + kStagedLayers - 1, asked());
     ask(l + kStagedLayers);
   }
 
@@ -124,9 +124,17 @@ class Staging {
     return {__ldg(&layers_[l].first_run), __ldg(&layers_[l].first_word), __ldg(&layers_[l].words)};
   }
 
-  // A layer ahead, so that nobody waits for the answer.
+  // A layer ahead, so that nobody waits for the answer: a field of the position to a lane, for registers are scarce.
   __device__ void ask(int l) {
-    if (l < step_.end_layer) next_ = position(l);
+    if (l >= step_.end_layer) return;
+    const int lane = threadIdx.x % 32;
+    const PlanLayer& layer = layers_[l];
+    next_ = __ldg(lane == 0 ? &layer.first_run : lane == 1 ? &layer.first_word : &layer.words);
+  }
+
+  __device__ Position asked() const {
+    constexpr unsigned kAll = 0xFFFFFFFFu;
+    return {__shfl_sync(kAll, next_, 0), __shfl_sync(kAll, next_, 1), __shfl_sync(kAll, next_, 2)};
   }
 
   __device__ uint32_t* section_buffer(int l) const {
@@ -160,7 +168,7 @@ class Staging {
   const PlanRun* runs_;
   BlockState& state_;
   uint32_t* sections_;
-  Position next_{};
+  int64_t next_ = 0;  // the lane's field of what was asked for
 };
 
 template <int kVector>
