@@ -31,6 +31,7 @@ extern "C" {
 XLA_FFI_Error* SpdnnNetworkCpu(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_Error* SpdnnLayerCpu(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_Error* SpdnnSampledCpu(XLA_FFI_CallFrame* call_frame);
+XLA_FFI_Error* SpdnnPermutedCpu(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_Error* SpdnnChainCpu(XLA_FFI_CallFrame* call_frame);
 XLA_FFI_Error* SpdnnChainDerivativeCpu(XLA_FFI_CallFrame* call_frame);
 }
@@ -247,6 +248,7 @@ NB_MODULE(_core, module) {
     handlers["spdnn_network"] = nb::capsule(reinterpret_cast<void*>(&SpdnnNetworkCpu));
     handlers["spdnn_layer"] = nb::capsule(reinterpret_cast<void*>(&SpdnnLayerCpu));
     handlers["spdnn_sampled"] = nb::capsule(reinterpret_cast<void*>(&SpdnnSampledCpu));
+    handlers["spdnn_permuted"] = nb::capsule(reinterpret_cast<void*>(&SpdnnPermutedCpu));
     handlers["spdnn_chain"] = nb::capsule(reinterpret_cast<void*>(&SpdnnChainCpu));
     handlers["spdnn_chain_derivative"] = nb::capsule(reinterpret_cast<void*>(&SpdnnChainDerivativeCpu));
     return handlers;

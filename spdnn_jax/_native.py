@@ -22,6 +22,7 @@ except ImportError as error:  # a source tree without a build, or a build for an
 NETWORK_TARGET = "spdnn_network"
 LAYER_TARGET = "spdnn_layer"
 SAMPLED_TARGET = "spdnn_sampled"
+PERMUTED_TARGET = "spdnn_permuted"  # on the CPU alone
 CHAIN_TARGET = "spdnn_chain"
 CHAIN_DERIVATIVE_TARGET = "spdnn_chain_derivative"
 

@@ -19,6 +19,7 @@ export_checks = tuple(
         _native.LAYER_TARGET,
         _native.NETWORK_TARGET,
         _native.SAMPLED_TARGET,
+        _native.PERMUTED_TARGET,
         _native.CHAIN_TARGET,
         _native.CHAIN_DERIVATIVE_TARGET,
     )

@@ -12,7 +12,7 @@ run.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ import numpy as np
 from jax.interpreters import ad, batching
 
 from spdnn_jax import _native, rules
-from spdnn_jax._native import LAYER_TARGET, SAMPLED_TARGET
+from spdnn_jax._native import LAYER_TARGET, PERMUTED_TARGET, SAMPLED_TARGET
 from spdnn_jax.activation import clipped
 
 # --- plain XLA --------------------------------------------------------------------------------------------------------
@@ -146,17 +146,28 @@ def _call_layer(
 
 
 def _call_product(
-    x: jax.Array, values: jax.Array, indptr: jax.Array, indices: jax.Array, *index: jax.Array, transposed: bool
+    x: jax.Array,
+    values: jax.Array,
+    indptr: jax.Array,
+    indices: jax.Array,
+    *index: jax.Array,
+    transposed: bool,
+    permuted: Callable[[jax.Array, jax.Array], jax.Array],
 ) -> Sequence[jax.Array]:
     """Weights of the transposed product are brought into its order first, outside the kernel."""
     if transposed:
         indptr, indices, edges = index
-        values = values if values.ndim == 0 else _permuted(values, edges)
+        values = values if values.ndim == 0 else permuted(values, edges)
     return _call_layer(x, values, jnp.float32(0), indptr, indices, lower=-np.inf, upper=np.inf)
 
 
-def _permuted(values: jax.Array, order: jax.Array) -> jax.Array:
-    """values[order], without the code that jnp wraps around it: a program has one for each layer."""
+def _permuted_cpu(values: jax.Array, order: jax.Array) -> jax.Array:
+    """values[order]: a call of our own, for XLA compiles 15 ms for each gather, and a program has one a layer."""
+    return jax.ffi.ffi_call(PERMUTED_TARGET, values)(values, order)
+
+
+def _permuted_cuda(values: jax.Array, order: jax.Array) -> jax.Array:
+    """values[order], without the code that jnp wraps around it."""
     numbers = jax.lax.GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=(0,), start_index_map=(0,))
     mode = jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS
     return jax.lax.gather(values, order[:, None], numbers, (1,), unique_indices=True, mode=mode)
@@ -182,7 +193,15 @@ def _call_sampled_cuda(
 
 layer_p = rules.define(rules.Kernel("spdnn_layer", layer_xla, rules.native(_call_layer, _call_layer)), _layer_abstract)
 product_p = rules.define(
-    rules.Kernel("spdnn_product", _product_xla, rules.native(_call_product, _call_product)), _product_abstract
+    rules.Kernel(
+        "spdnn_product",
+        _product_xla,
+        rules.native(
+            functools.partial(_call_product, permuted=_permuted_cpu),
+            functools.partial(_call_product, permuted=_permuted_cuda),
+        ),
+    ),
+    _product_abstract,
 )
 sampled_p = rules.define(
     rules.Kernel(

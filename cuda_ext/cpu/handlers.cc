@@ -9,6 +9,7 @@
 
 #include "cpu/layer.h"
 #include "cpu/network.h"
+#include "cpu/permuted.h"
 #include "cpu/row_chain.h"
 #include "cpu/sampled.h"
 #include "layout/plan_view.h"
@@ -171,6 +172,16 @@ ffi::Error sampled(ffi::ThreadPool pool, Floats in, Floats out, Ints indptr, Int
   });
 }
 
+ffi::Error permuted(ffi::ThreadPool pool, Floats values, Ints order, ffi::ResultBuffer<DataType::F32> result) {
+  return guarded([&]() -> std::string {
+    const PermutedCall call{count_of(values), values.typed_data(), order.typed_data(), result->typed_data()};
+    if (count_of(order) != call.count || count_of(*result) != call.count) {
+      return "values, their order and the result must be of one length";
+    }
+    return run_permuted(call, helpers_of(pool), scheduler_of(pool));
+  });
+}
+
 // --- a plan's rows, and their derivative ---
 
 std::string read_chain(const Floats& in, const Floats& out, const ffi::Buffer<DataType::U32>& masks,
@@ -248,6 +259,13 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnSampledCpu, spdnn::cpu::sampled,
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::S32>>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::S32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnPermutedCpu, spdnn::cpu::permuted,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>());
 
