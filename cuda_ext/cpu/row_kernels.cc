@@ -86,20 +86,18 @@ inline void sample_row(const SampledTask& task, int64_t row, int64_t feature) {
     for (int v = 1; v < kV; ++v) sum += own[v] * x[v];
     return sum;
   };
-  int64_t edge = begin;
-  for (; edge + kLanes <= end; edge += kLanes) {
-    Vector products[kLanes];
-    for (int k = 0; k < kLanes; ++k) products[k] = product_of(edge + k);
+  for (int64_t edge = begin; edge < end; edge += kLanes) {
+    const int count = static_cast<int>(end - edge < kLanes ? end - edge : kLanes);
+    Vector products[kLanes] = {};
+    for (int k = 0; k < count; ++k) products[k] = product_of(edge + k);
     for (int width = kLanes; width > 1; width /= 2) {
       for (int k = 0; k < width / 2; ++k) products[k] = add_neighbours(products[2 * k], products[2 * k + 1]);
     }
-    *reinterpret_cast<UnalignedVector*>(task.sums + edge) += products[0];
-  }
-  for (; edge < end; ++edge) {
-    const Vector products = product_of(edge);
-    float sum = 0;
-    for (int k = 0; k < kLanes; ++k) sum += products[k];
-    task.sums[edge] += sum;
+    if (count == kLanes) {
+      *reinterpret_cast<UnalignedVector*>(task.sums + edge) += products[0];
+    } else {
+      for (int k = 0; k < count; ++k) task.sums[edge + k] += products[0][k];
+    }
   }
 }
 

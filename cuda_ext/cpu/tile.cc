@@ -14,6 +14,50 @@ namespace spdnn::cpu {
 namespace {
 
 constexpr int64_t kBlock = 64;  // neurons transposed at a time: their rows of a tile stay in the first-level cache
+constexpr int kSide = 4;        // of the square that is transposed in registers
+
+typedef float Row __attribute__((vector_size(kSide * sizeof(float)), aligned(alignof(float)), may_alias));
+
+// Elements a, b of x and c, d of y.
+template <int a, int b, int c, int d>
+inline Row pick(Row x, Row y) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y, a, b, kSide + c, kSide + d);
+#else
+  typedef int32_t Places __attribute__((vector_size(kSide * sizeof(int32_t))));
+  return __builtin_shuffle(x, y, Places{a, b, kSide + c, kSide + d});
+#endif
+}
+
+inline void transpose_square(const float* const (&from)[kSide], float* const (&to)[kSide]) {
+  Row rows[kSide];
+  for (int k = 0; k < kSide; ++k) rows[k] = *reinterpret_cast<const Row*>(from[k]);
+  const Row low01 = pick<0, 1, 0, 1>(rows[0], rows[1]), low23 = pick<0, 1, 0, 1>(rows[2], rows[3]);
+  const Row high01 = pick<2, 3, 2, 3>(rows[0], rows[1]), high23 = pick<2, 3, 2, 3>(rows[2], rows[3]);
+  const Row columns[kSide] = {pick<0, 2, 0, 2>(low01, low23), pick<1, 3, 1, 3>(low01, low23),
+                              pick<0, 2, 0, 2>(high01, high23), pick<1, 3, 1, 3>(high01, high23)};
+  for (int k = 0; k < kSide; ++k) *reinterpret_cast<Row*>(to[k]) = columns[k];
+}
+
+struct Range {
+  int64_t first, end;
+};
+
+// to(column)[row] = from(row)[column], where both return the first element of a row.
+template <typename From, typename To>
+void transpose(Range rows, Range columns, const From& from, const To& to) {
+  for (int64_t c = columns.first; c < columns.end; c += kSide) {
+    const int64_t end = std::min(c + kSide, columns.end);
+    int64_t r = rows.first;
+    for (; c + kSide == end && r + kSide <= rows.end; r += kSide) {
+      transpose_square({from(r) + c, from(r + 1) + c, from(r + 2) + c, from(r + 3) + c},
+                       {to(c) + r, to(c + 1) + r, to(c + 2) + r, to(c + 3) + r});
+    }
+    for (; r < rows.end; ++r) {
+      for (int64_t k = c; k < end; ++k) to(k)[r] = from(r)[k];
+    }
+  }
+}
 
 // Values of `kBits` bits. Those of one neuron stand in as many words as there are columns; gathered first, they become
 // floats by whole vectors.
@@ -70,15 +114,13 @@ int64_t choose_stride(int64_t neurons, int64_t features, int threads) {
 }
 
 void transpose_rows(const float* rows, int64_t width, int64_t count, int64_t stride, float* tile) {
+  const auto feature = [&](int64_t column) { return rows + column * width; };
+  const auto neuron_row = [&](int64_t neuron) { return tile + neuron * stride; };
   for (int64_t block = 0; block < width; block += kBlock) {
-    const int64_t end = std::min(block + kBlock, width);
-    for (int64_t column = 0; column < count; ++column) {
-      for (int64_t neuron = block; neuron < end; ++neuron) {
-        tile[neuron * stride + column] = rows[column * width + neuron];
-      }
-    }
-    for (int64_t neuron = block; neuron < end; ++neuron) {
-      std::fill(tile + neuron * stride + count, tile + (neuron + 1) * stride, 0.0f);
+    const Range neurons{block, std::min(block + kBlock, width)};
+    transpose({0, count}, neurons, feature, neuron_row);
+    for (int64_t neuron = neurons.first; neuron < neurons.end; ++neuron) {
+      std::fill(neuron_row(neuron) + count, neuron_row(neuron + 1), 0.0f);
     }
   }
 }
@@ -124,12 +166,14 @@ void compare_columns(const Tile& tile, int reference, int64_t width, int64_t str
 
 void store_rows(const Tile& tile, const std::vector<int>& columns, int64_t stride, const int32_t* slot_of,
                 int64_t outputs, float* result) {
-  const float* data = tile.buffer.data();
+  const auto output_row = [&](int64_t j) { return tile.buffer.data() + (slot_of ? slot_of[j] : j) * stride; };
+  const auto feature = [&](int64_t column) { return result + tile.columns[column].feature * outputs; };
   for (int64_t block = 0; block < outputs; block += kBlock) {
-    const int64_t end = std::min(block + kBlock, outputs);
-    for (int column : columns) {
-      float* row = result + tile.columns[column].feature * outputs;
-      for (int64_t j = block; j < end; ++j) row[j] = data[(slot_of ? slot_of[j] : j) * stride + column];
+    const Range neurons{block, std::min(block + kBlock, outputs)};
+    for (size_t k = 0; k < columns.size();) {
+      Range side_by_side{columns[k], columns[k] + 1};
+      while (++k < columns.size() && columns[k] == side_by_side.end) ++side_by_side.end;
+      transpose(neurons, side_by_side, output_row, feature);
     }
   }
 }
