@@ -12,6 +12,9 @@ import pytest
 
 from spdnn_jax import Clip, SparseLayer, SparseNetwork, _native
 
+if os.environ.get("SPDNN_REQUIRE_CUDA") != "1":  # programs of a test run once: most of the time went into their code
+    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)  # for tests/distributed; others use the first

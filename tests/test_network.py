@@ -30,8 +30,8 @@ def test_every_source_gives_the_same_layer(seed: int, inputs: int, outputs: int,
         lambda: SparseLayer.from_dense(dense, 0.5),
         lambda: SparseLayer.from_scipy(scipy.sparse.csr_array(dense), 0.5),
         lambda: SparseLayer.from_scipy(scipy.sparse.coo_matrix(dense), 0.5),
-        lambda: SparseLayer.from_bcoo(sparse.BCOO.fromdense(jnp.asarray(dense)), 0.5),
-        lambda: SparseLayer.from_bcoo(sparse.BCSR.fromdense(jnp.asarray(dense)), 0.5),
+        lambda: SparseLayer.from_bcoo(sparse.BCOO.from_scipy_sparse(scipy.sparse.csr_array(dense)), 0.5),
+        lambda: SparseLayer.from_bcoo(sparse.BCSR.from_scipy_sparse(scipy.sparse.csr_array(dense)), 0.5),
     ]
     layer = sources[kind]()
     assert layer.shape == (inputs, outputs)

@@ -435,6 +435,13 @@ BuiltLayer build_layer(LayerArrays layer, LayerOrigin origin, int64_t number, La
   return Emission(layer, origin, order, inputs ? inputs->slot_of.data() : nullptr).build();
 }
 
+// To the system: else freed layers stay resident, and the peak is twice the plan.
+void return_freed_memory() {
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+}
+
 }  // namespace
 
 PlanBuilder::PlanBuilder(int threads, const LayoutRule& rule) : threads_(std::max(threads, 1)), rule_(rule) {}
@@ -504,6 +511,7 @@ int64_t PlanBuilder::finish(const Simplification& simplification) {
 }
 
 void PlanBuilder::write(uint32_t* plan) {
+  constexpr size_t kWorthReturning = size_t{64} << 20;  // it walks through the whole heap
   auto append = [next = reinterpret_cast<char*>(plan)](const void* data, size_t bytes) mutable {
     if (bytes > 0) std::memcpy(next, data, bytes);
     next += bytes;
@@ -517,12 +525,15 @@ void PlanBuilder::write(uint32_t* plan) {
   const uint32_t padding[kWordAlignment] = {};
   append(padding, (round_up(table_words, kWordAlignment) - table_words) * sizeof(uint32_t));
   const Order last_order = built_.back().order;
+  size_t freed = 0;
   for (BuiltLayer& built : built_) {
     append(built.words.data(), built.words.size() * sizeof(uint32_t));
+    freed += built.words.size() * sizeof(uint32_t);
     std::vector<uint32_t>().swap(built.words);
-#ifdef __GLIBC__
-    malloc_trim(0);  // else the freed layers stay resident, and the peak is twice the plan
-#endif
+    if (freed >= kWorthReturning) {
+      return_freed_memory();
+      freed = 0;
+    }
   }
   if (header_.merged_neurons) {
     for (const int32_t output : expansion_) append(&last_order->slot_of[output], sizeof(int32_t));

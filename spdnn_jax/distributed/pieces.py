@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from spdnn_jax import ops
@@ -83,7 +83,10 @@ def _through_pinned_memory(piece: Plan, mesh: Mesh) -> Plan:
     words: Any = piece.words
     pinned = NamedSharding(mesh, P(), memory_kind="pinned_host")
     staged = jax.make_array_from_callback(words.shape, pinned, lambda index: words[index])
-    return Plan(jax.device_put(staged, NamedSharding(mesh, P())), piece.table, piece.kernel)
+    # Each device copies its own: XLA before jax 0.10.2 has no program that does so in several processes.
+    copies = [jax.device_put(shard.data, SingleDeviceSharding(shard.device)) for shard in staged.addressable_shards]
+    on_devices = jax.make_array_from_single_device_arrays(words.shape, NamedSharding(mesh, P()), copies)
+    return Plan(on_devices, piece.table, piece.kernel)
 
 
 # --- what fits --------------------------------------------------------------------------------------------------------

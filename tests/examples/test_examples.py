@@ -61,7 +61,7 @@ def test_finetune(tmp_path: Path) -> None:
 
 def test_sharded(tmp_path: Path) -> None:
     printed = run("sharded", 64, 6, 200, folder=tmp_path, devices=4)
-    assert "cpu:3: features 150 to 200" in printed
+    assert "3: features 150 to 200" in printed  # of a device that jax before 0.10 calls TFRT_CPU_3
     assert "200 features on 4 devices, equal to those of one" in printed
 
 
