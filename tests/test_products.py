@@ -96,7 +96,7 @@ def test_second_derivatives_in_the_weights() -> None:
     def hessian(run: Any) -> Any:
         return jax.hessian(lambda values: (run((weights[0]._replace(values=values), *weights[1:]), y) ** 2).sum())
 
-    assert_trees_close(hessian(ours)(weights[0].values), hessian(dense)(weights[0].values), 1e-4)
+    assert_trees_close(hessian(ours)(weights[0].values), jax.jit(hessian(dense))(weights[0].values), 1e-4)
 
 
 def test_vmap_of_gradients() -> None:
@@ -113,7 +113,7 @@ def test_vmap_of_gradients() -> None:
         outside = jax.grad(lambda several: jax.vmap(loss, in_axes=(0, None))(several, y).sum())(several)
         return each, mapped, outside
 
-    assert_trees_close(of_each(run), of_each(dense))
+    assert_trees_close(of_each(run), jax.jit(lambda: of_each(dense))())
 
 
 def test_scan_and_checkpoint() -> None:
