@@ -26,12 +26,13 @@ def test_every_source_gives_the_same_layer(seed: int, inputs: int, outputs: int,
     generator = np.random.default_rng(seed)
     dense = np.where(generator.random((inputs, outputs)) < 0.3, generator.normal(size=(inputs, outputs)), 0)
     dense = dense.astype(np.float32)
+    matrix = scipy.sparse.csr_array(dense)  # JAX would compile `fromdense` for each shape
     sources = [
         lambda: SparseLayer.from_dense(dense, 0.5),
-        lambda: SparseLayer.from_scipy(scipy.sparse.csr_array(dense), 0.5),
+        lambda: SparseLayer.from_scipy(matrix, 0.5),
         lambda: SparseLayer.from_scipy(scipy.sparse.coo_matrix(dense), 0.5),
-        lambda: SparseLayer.from_bcoo(sparse.BCOO.from_scipy_sparse(scipy.sparse.csr_array(dense)), 0.5),
-        lambda: SparseLayer.from_bcoo(sparse.BCSR.from_scipy_sparse(scipy.sparse.csr_array(dense)), 0.5),
+        lambda: SparseLayer.from_bcoo(sparse.BCOO.from_scipy_sparse(matrix), 0.5),
+        lambda: SparseLayer.from_bcoo(sparse.BCSR.from_scipy_sparse(matrix), 0.5),
     ]
     layer = sources[kind]()
     assert layer.shape == (inputs, outputs)
