@@ -42,8 +42,6 @@ def test_equals_the_dense_derivative(compress: Compress, grouped: int, bias: str
         return result, jax.jvp(run, (y,), (0.5 - y,))[1], back(cotangent)
 
     assert_trees_close(derivatives(lambda y: infer(plan, y)), derivatives(lambda y: dense(weights, y)), 2e-5)
-        derivatives(lambda y: infer(plan, y)), jax.jit(lambda: derivatives(lambda y: dense(weights, y)))(), 2e-5
-    )
 
 
 def test_second_order_in_both_modes() -> None:
