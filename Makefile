@@ -20,7 +20,7 @@ TEST_BUILD := --config-settings=cmake.define.SPDNN_CUDA=$(TEST_CUDA)
 
 PYTHONS = $(shell IFS=:; for folder in $$PATH; do ls $$folder/python3.1[1-9] $$folder/python3.[2-9][0-9]; done 2>/dev/null)
 
-.PHONY: run test examples lint docs gpu-install gpu-check gpu-bench clean
+.PHONY: run test fuzz tsan examples lint docs gpu-install gpu-check gpu-bench clean
 
 run: $(RUN_READY)
 	@$(BIN)/spdnn --flagfile=configs/1024x120.flags
@@ -28,6 +28,10 @@ run: $(RUN_READY)
 
 test: $(TEST_READY)
 	$(BIN)/python -m pytest --numprocesses=auto
+
+# The native core under ThreadSanitizer; `make test` runs it under those for addresses and undefined behaviour.
+tsan: $(TEST_READY)
+	SPDNN_SANITIZER=thread SPDNN_FUZZ=1 $(BIN)/python -m pytest tests/cuda_ext/test_sanitized.py
 
 # In full; tests/examples runs them on a small size. The trained network is looked for in DATA.
 examples: $(TEST_READY)
@@ -38,7 +42,7 @@ lint: $(LINT_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'tests/emulator/*.h' 'tests/emulator/*.cc' 'tests/emulator/*.cuh' 'cuda_ext/*.h' 'cuda_ext/*.cc' 'cuda_ext/*.cu' 'cuda_ext/*.cuh')
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files 'tests/*.h' 'tests/*.cc' 'tests/*.cuh' 'cuda_ext/*.h' 'cuda_ext/*.cc' 'cuda_ext/*.cu' 'cuda_ext/*.cuh')
 
 # The pages, as a site in build/docs; a warning fails. The tests build them, too.
 docs: $(TEST_READY)
