@@ -29,6 +29,10 @@ run: $(RUN_READY)
 test: $(TEST_READY)
 	$(BIN)/python -m pytest --numprocesses=auto
 
+# A million damaged files, and every byte of small ones: half an hour on two cores. The tests try some hundreds.
+fuzz: $(TEST_READY)
+	SPDNN_FUZZ=1 $(BIN)/python -m pytest --numprocesses=auto tests/test_fuzz.py tests/test_plan.py tests/test_network.py
+
 # The native core under ThreadSanitizer; `make test` runs it under those for addresses and undefined behaviour.
 tsan: $(TEST_READY)
 	SPDNN_SANITIZER=thread SPDNN_FUZZ=1 $(BIN)/python -m pytest tests/cuda_ext/test_sanitized.py

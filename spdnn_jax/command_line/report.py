@@ -2,9 +2,10 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from spdnn_jax._files import replacing
 from spdnn_jax._native import usable_cores
 from spdnn_jax.graph_challenge.networks import active_edges, nominal_edges
+from spdnn_jax.simplify import COMPRESS
 
 _SHOWN_DEVICES = 16
 
@@ -232,11 +234,43 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
-_DRAWN = (
-    *("network", "neurons", "layers", "features", "inputs", "device", "compress"),
-    *("active", "multiplied_edges", "seconds"),
-)
-"""What figures are made of."""
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_profile(value: Any) -> bool:
+    return value is None or all(_is_number(one["seconds"]) and isinstance(one["kernel"], str) for one in value)
+
+
+_DRAWN: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("network", "inputs", "device"), lambda value: isinstance(value, str)),
+    "compress": lambda value: value in COMPRESS,
+    **dict.fromkeys(("neurons", "layers", "features"), _is_count),
+    **dict.fromkeys(
+        ("active", "multiplied_edges"), lambda value: isinstance(value, list) and all(map(_is_count, value))
+    ),
+    "seconds": lambda value: _is_number(value["inference"]),
+}
+"""What figures are made of, and what it has to be."""
+
+
+def _amiss(report: Any) -> str | None:
+    """What a report lacks, or None."""
+    if not isinstance(report, dict):
+        return next(iter(_DRAWN))
+    for name, holds in (*_DRAWN.items(), ("profile", _is_profile)):
+        try:
+            sound = (name in report or name == "profile") and holds(report.get(name))
+        except (TypeError, LookupError):
+            sound = False
+        if not sound:
+            return name
+    by_layer = [report["active"], report["multiplied_edges"], *([report["profile"]] if report.get("profile") else [])]
+    return None if len(set(map(len, by_layer))) == 1 else "layers"
 
 
 def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
@@ -250,13 +284,12 @@ def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]
     for path in paths:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a JSON report ({error}): write one with spdnn --report_out") from None
         for report in content if isinstance(content, list) else [content]:
-            missing = [name for name in _DRAWN if not isinstance(report, dict) or name not in report]
-            if missing:
+            if amiss := _amiss(report):
                 raise ValueError(
-                    f"{path}: holds no report of a run, {missing[0]} is missing: write one with spdnn --report_out"
+                    f"{path}: holds no report of a run, {amiss} is missing or wrong: write one with spdnn --report_out"
                 )
             reports.append(report)
     return reports
