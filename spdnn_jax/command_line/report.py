@@ -49,6 +49,8 @@ class Report:
             merged.
         categories: Number of categories.
         check: Result of the check against the float64 oracle, or None.
+        largest_difference: Of the checked features' activations after the last layer from the oracle's, or None.
+        close_calls: Checked features whose category float32 may see otherwise (docs/numerics.md), or None.
         truth: Result of the comparison with the truth file, or None.
         right: Features whose largest output is their label; None without --labels.
         accuracy: The share of these.
@@ -78,6 +80,8 @@ class Report:
     multiplied_edges: list[int]
     categories: int
     check: str | None = None
+    largest_difference: float | None = None
+    close_calls: int | None = None
     truth: str | None = None
     right: int | None = None
     profile: list[dict[str, Any]] | None = None
@@ -136,9 +140,18 @@ class Report:
         ]
         if self.accuracy is not None:
             rows.append(("accuracy", f"{100 * self.accuracy:.2f}%: {self.right:,} of {self.features:,} labels"))
-        rows += [(name, text) for name, text in (("check", self.check), ("truth", self.truth)) if text]
+        said = (("check", self.check), ("exactness", self._exactness()), ("truth", self.truth))
+        rows += [(name, text) for name, text in said if text]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+    def _exactness(self) -> str | None:
+        if self.close_calls is None:
+            return None
+        calls = "close call" if self.close_calls == 1 else "close calls"
+        off = self.largest_difference
+        differ = "" if off is None else f"activations differ from float64's by {off:.2g} at most; "
+        return f"{differ}{self.close_calls:,} {calls} among the categories"
 
     def _active_rate(self) -> str:
         if self.active_edges_per_second is None:

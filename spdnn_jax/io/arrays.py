@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from spdnn_jax import checks
 from spdnn_jax._extras import require
 from spdnn_jax._files import unpacked
 from spdnn_jax.io.files import FilePath, check_packed_size, expand, load_text, reading, unpacked_path
@@ -131,8 +132,7 @@ def read_scipy(plain: Path, name: str) -> Any:
     ):
         check_packed_size(plain)
         matrix = scipy_sparse.load_npz(file)
-        if hasattr(matrix, "check_format"):
-            matrix.check_format(full_check=True)  # load_npz takes any indices, and conversions read where they point
+        checks.scipy_indices(matrix)
         return matrix
 
 
