@@ -65,7 +65,10 @@ def resident_bytes() -> int:
 
 
 def test_memory_does_not_grow(on_cpu: None) -> None:
-    """A tile that was forgotten in each call would be 130 KiB, a result 2 MiB."""
+    """A tile that was forgotten in each call would be 130 KiB, a result 2 MiB, in 1,000 calls from least to least.
+
+    Between them the allocator holds now more, now less.
+    """
     plan = build_plan(random_network(0, [256, 256, 256], density=0.05))
     y0 = jax.device_put(np.random.default_rng(0).random((2000, 256), np.float32))
     part = random_layer(np.random.default_rng(0), 256, 256, density=0.05)
@@ -73,8 +76,8 @@ def test_memory_does_not_grow(on_cpu: None) -> None:
     def call(number: int) -> None:
         jax.block_until_ready(infer(plan, y0) if number % 2 else layer(part, y0))
 
-    all_at_once(call)
-    before = resident_bytes()
-    for _ in range(3):
+    held = []
+    for _ in range(9):
         all_at_once(call)
-    assert resident_bytes() - before < 32 << 20
+        held.append(resident_bytes())
+    assert min(held[6:]) - min(held[1:4]) < 64 << 20

@@ -1,6 +1,7 @@
 """What docs/numerics.md says: the error of a layer, close calls, and what becomes of numbers that are none."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -136,8 +137,9 @@ def test_caps_that_float32_does_not_hold_are_refused(cap: float) -> None:
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("features", [0, 1])
-@pytest.mark.parametrize("width", [1, 31, 65535, 65536, 65537, 1_000_000])
+@pytest.mark.parametrize(
+    ("width", "features"), [*itertools.product([1, 31, 65535, 65536, 65537], [0, 1]), (1_000_000, 1)]
+)
 def test_widths_at_which_something_changes(width: int, features: int) -> None:
     """16-bit indices end at 65,536; packed words at 32."""
     generator = np.random.default_rng(width)
