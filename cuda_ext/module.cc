@@ -174,12 +174,11 @@ void check_plan_records(Array<int64_t> records, int64_t words) {
   if (!wrong.empty()) throw std::invalid_argument(wrong);
 }
 
-// The rows of a plan: their records, as 64-bit words, and their words.
+// The rows of a plan, whose words may have been changed: their records, as 64-bit words, and their words.
 std::pair<Vector<int64_t>, Vector<uint32_t>> plan_rows(Array<int64_t> records, Array<uint32_t> words) {
+  check_plan_contents(records, words);
   PlanView plan;
-  const int64_t size = static_cast<int64_t>(words.shape(0));
-  const std::string wrong = check_records(records.data(), static_cast<int64_t>(records.shape(0)), size, &plan);
-  if (!wrong.empty()) throw std::invalid_argument(wrong);
+  view_plan(records.data(), static_cast<int64_t>(records.shape(0)), &plan);
   PlanRows rows;
   {
     nb::gil_scoped_release no_gil;

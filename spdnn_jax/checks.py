@@ -29,6 +29,19 @@ def is_scipy(given: Any) -> bool:
     return scipy_sparse is not None and (scipy_sparse.issparse(given) or isinstance(given, scipy_sparse.sparray))
 
 
+def scipy_indices(matrix: Any) -> None:
+    """Looks at the indices of a SciPy matrix in a compressed format: its conversions read and write where they point.
+
+    Raises:
+        ValueError: They are malformed.
+    """
+    if not hasattr(matrix, "check_format"):
+        return
+    matrix.check_format(full_check=True)  # which takes all pointers where there are no entries, or numbers overflow
+    if (matrix.indptr[1:] < matrix.indptr[:-1]).any():
+        raise ValueError("index pointers must not fall")
+
+
 def is_bcoo(given: Any) -> bool:
     """Whether something is a sparse matrix of JAX, BCOO or BCSR."""
     return isinstance(given, sparse.BCOO | sparse.BCSR)

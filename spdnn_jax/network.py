@@ -104,11 +104,12 @@ class SparseLayer:
             duplicates: What to do where an edge is stored twice: ``"sum"`` the weights, or ``"refuse"``.
 
         Raises:
-            ValueError: It is no SciPy matrix, a weight or bias is not finite or overflows float32, the bias has another
-                length, or an edge is stored twice and duplicates are refused.
+            ValueError: It is no SciPy matrix or its indices are malformed, a weight or bias is not finite or overflows
+                float32, the bias has another length, or an edge is stored twice and duplicates are refused.
         """
         if not checks.is_scipy(matrix):
             _refuse("from_scipy", "a SciPy sparse matrix", matrix)
+        checks.scipy_indices(matrix)
         coordinates = matrix.tocoo()
         return cls._from_edges(coordinates.row, coordinates.col, coordinates.data, matrix.shape, bias, duplicates)
 

@@ -161,6 +161,15 @@ def test_matrices_that_are_none_are_named() -> None:
         SparseLayer.from_scipy(scipy.sparse.coo_array(np.ones(3)))
 
 
+@pytest.mark.parametrize("indptr", [[0, 1 << 40, 0], [0, (1 << 63) - 1, -2, 0]])
+def test_pointers_of_scipy_that_lie_are_refused(indptr: list[int]) -> None:
+    """SciPy itself takes them where there are no entries, and its conversions then write anywhere."""
+    matrix = scipy.sparse.csr_array((len(indptr) - 1, 3))
+    matrix.indptr = np.asarray(indptr, np.int64)
+    with pytest.raises(ValueError, match=r"[iI]ndex"):
+        SparseLayer.from_scipy(matrix)
+
+
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     """They are no JSON: the file would fail after all layers were written."""
     layer = SparseLayer(np.array([0, 1]), np.array([2]), np.array([0.5]), np.asarray(0.25), np.int64(3))  # pyright: ignore[reportArgumentType]

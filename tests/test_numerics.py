@@ -1,6 +1,7 @@
 """What docs/numerics.md says: the error of a layer, close calls, and what becomes of numbers that are none."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,21 @@ def test_a_sum_that_is_no_number_becomes_the_lower_bound(run: Run, clip: Clip) -
 
 @RUNS
 @pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("clip", [Clip.relu(32), Clip(-1, 1)])
+def test_an_infinite_feature_gives_a_bound(run: Run, clip: Clip, sign: int) -> None:
+    """Where it is read; other outputs and other features stay as they are."""
+    part = SparseLayer.from_dense(np.array([[1, 1, 0], [0, 2, 0.5]]))
+    y = np.full((70, 2), 0.25, np.float32)
+    plain = np.array(run(SparseNetwork((part,), clip), y))
+    y[33, 0] = sign * np.inf
+    found = np.array(run(SparseNetwork((part,), clip), y))
+    assert set(found[33, :2].tolist()) <= {clip.lower, clip.upper}
+    found[33, :2] = plain[33, :2]
+    np.testing.assert_array_equal(found, plain)
+
+
+@RUNS
+@pytest.mark.parametrize("sign", [1, -1])
 def test_an_overflow_stays_finite(run: Run, sign: int) -> None:
     """Once an infinite activation met an edge of weight 0, which pads a row, and became NaN in `infer` alone."""
     part = SparseLayer.from_dense(np.full((3, 3), 3e38 * sign))
@@ -121,8 +137,9 @@ def test_caps_that_float32_does_not_hold_are_refused(cap: float) -> None:
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("features", [0, 1])
-@pytest.mark.parametrize("width", [1, 31, 65535, 65536, 65537])
+@pytest.mark.parametrize(
+    ("width", "features"), [*itertools.product([1, 31, 65535, 65536, 65537], [0, 1]), (1_000_000, 1)]
+)
 def test_widths_at_which_something_changes(width: int, features: int) -> None:
     """16-bit indices end at 65,536; packed words at 32."""
     generator = np.random.default_rng(width)

@@ -1,13 +1,18 @@
-"""What a wheel holds. Tests run on an editable install, which finds files that a wheel may lack."""
+"""What a wheel holds, for tests run on an editable install, which finds what a wheel may lack; and the lock of CI."""
 
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from spdnn_jax import _native
 
@@ -54,3 +59,16 @@ def test_a_wheel_holds_the_package_and_nothing_else(unpacked: Path) -> None:
         return {str(path.relative_to(folder)) for path in folder.rglob("*.py*") if "__pycache__" not in path.parts}
 
     assert modules(unpacked / "spdnn_jax") == modules(ROOT / "spdnn_jax")
+
+
+def test_the_lock_holds_what_is_installed() -> None:
+    """`make LOCKED=1 test` would install anything beside it without a hash."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = runpy.run_path(str(ROOT / ".ci" / "lock"))["wanted"](project)
+    lines = (ROOT / ".ci" / "requirements.txt").read_text().splitlines()[1:]
+    assert all(re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
+    locked = dict(line.split(" ")[0].split("==") for line in lines)
+    versions = {canonicalize_name(name): version for name, version in locked.items()}
+    for text in wanted:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement

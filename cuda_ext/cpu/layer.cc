@@ -41,12 +41,12 @@ std::string run_layer(const LayerCall& call, int helpers, const ScheduleTask& sc
       for (int64_t tile; (tile = next_tile++) < tiles;) {
         const int64_t first = tile * stride;
         task.features = std::min(stride, call.features - first);
-        load_tile({call.y, InputType::kFloat32, inputs}, first, task.features, stride, in);
+        load_tile({call.in, InputType::kFloat32, inputs}, first, task.features, stride, in);
         kernels->rows->product(task);
         out.columns = in.columns;
         columns.resize(task.features);
         std::iota(columns.begin(), columns.end(), 0);
-        store_rows(out, columns, stride, nullptr, outputs, call.result);
+        store_rows(out, columns, stride, nullptr, outputs, call.out);
       }
     } catch (const std::bad_alloc&) {
       out_of_memory = true;

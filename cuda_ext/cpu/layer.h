@@ -12,13 +12,13 @@ namespace spdnn::cpu {
 struct LayerCall {
   CompressedRows rows;
   int64_t features = 0;
-  const float* y = nullptr;       // (features, inputs)
+  const float* in = nullptr;      // (features, inputs)
   const float* values = nullptr;  // (edges), or one
   bool single_value = false;
   const float* bias = nullptr;  // (outputs), or one
   bool single_bias = false;
   float lower = 0, upper = 0;  // what sums are clipped to
-  float* result = nullptr;     // (features, outputs)
+  float* out = nullptr;        // (features, outputs)
 };
 
 // Memory beyond the arguments: two tiles a thread, at most 64 MiB, or what 16 features take where that is more (a

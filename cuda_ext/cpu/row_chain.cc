@@ -8,11 +8,27 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/compressed_rows.h"
 #include "cpu/kernels.h"
 #include "cpu/tile.h"
 
 namespace spdnn::cpu {
 namespace {
+
+// The kernels trust indices, and words are the caller's: wrong ones must not make them read or write elsewhere. Returns
+// what is wrong, or an empty string.
+std::string check_words(const ChainCall& call, bool transposed) {
+  const auto ints = [&](int64_t offset) { return reinterpret_cast<const int32_t*>(call.words + offset); };
+  for (const RowsLayer& layer : call.rows) {
+    const char* wrong =
+        transposed
+            ? check_rows(
+                  {layer.outputs, layer.inputs, layer.edges, ints(layer.column_offset), ints(layer.output_offset)})
+            : check_rows({layer.inputs, layer.outputs, layer.edges, ints(layer.row_offset), ints(layer.index_offset)});
+    if (wrong) return std::string("the words for a plan's derivatives were changed since it was built: ") + wrong;
+  }
+  return "";
+}
 
 // One thread's tile on its way through the layers.
 class Runner {
@@ -135,12 +151,14 @@ std::string run_tiles(const ChainCall& call, int64_t in_width, int64_t out_width
 }  // namespace
 
 std::string run_chain(const ChainCall& call, int helpers, const ScheduleTask& schedule) {
+  if (std::string wrong = check_words(call, false); !wrong.empty()) return wrong;
   return run_tiles(call, call.rows.inputs(), call.rows.outputs(), helpers, schedule, [&](Runner& runner) {
     for (const RowsLayer& layer : call.rows) runner.forward(layer);
   });
 }
 
 std::string run_chain_derivative(const ChainCall& call, bool transposed, int helpers, const ScheduleTask& schedule) {
+  if (std::string wrong = check_words(call, transposed); !wrong.empty()) return wrong;
   const int64_t inputs = call.rows.inputs(), outputs = call.rows.outputs();
   if (transposed) {
     return run_tiles(call, outputs, inputs, helpers, schedule, [&](Runner& runner) {

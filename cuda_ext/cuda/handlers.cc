@@ -1,21 +1,25 @@
-// XLA FFI handlers of the CUDA back end: they check what they are given and launch.
+// XLA FFI handlers of the CUDA back end: they check what they are given (ffi/arguments.h) and launch.
 #include <cuda_runtime.h>
 
 #include <string>
-#include <utility>
 
-#include "layout/plan_view.h"
+#include "ffi/arguments.h"
 #include "network.h"
 #include "row_chain.h"
 #include "row_products.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace spdnn::cuda {
 namespace {
 
 namespace ffi = xla::ffi;
 
-ffi::Error invalid(const std::string& what) { return ffi::Error::InvalidArgument("spdnn_jax: " + what); }
+using arguments::Flags;
+using arguments::Floats;
+using arguments::Ints;
+using arguments::invalid;
+using arguments::Table;
+using arguments::Words;
+using Bytes = ffi::Buffer<ffi::DataType::U8>;
 
 ffi::Error from_cuda(cudaError_t error) {
   if (error == cudaSuccess) return ffi::Error::Success();
@@ -23,152 +27,66 @@ ffi::Error from_cuda(cudaError_t error) {
                               cudaGetErrorString(error));
 }
 
-bool read_type(ffi::DataType type, InputType* result) {
-  switch (type) {
-    case ffi::DataType::F32:
-      *result = InputType::kFloat32;
-      return true;
-    case ffi::DataType::U8:
-    case ffi::DataType::PRED:
-      *result = InputType::kUint8;
-      return true;
-    case ffi::DataType::U32:
-      *result = InputType::kPacked;
-      return true;
-    default:
-      return false;
-  }
+// An empty string where the workspace has that many bytes.
+std::string check_workspace(const Bytes& workspace, int64_t bytes) {
+  return arguments::count_of(workspace) < bytes ? "the workspace is too small" : "";
 }
 
-template <ffi::DataType kType>
-using Result = ffi::Result<ffi::Buffer<kType>>;
-
-ffi::Error network(cudaStream_t stream, ffi::AnyBuffer y0, ffi::Buffer<ffi::DataType::U32> words,
-                   Result<ffi::DataType::F32> activations, Result<ffi::DataType::PRED> alive,
-                   Result<ffi::DataType::S32> active, Result<ffi::DataType::U8> workspace,
-                   ffi::Span<const int64_t> table, ffi::Span<const int64_t> schedule) {
+ffi::Error network(cudaStream_t stream, ffi::AnyBuffer y0, Words words, ffi::Result<Floats> activations,
+                   ffi::Result<Flags> alive, ffi::Result<Ints> active, ffi::Result<Bytes> workspace, Table table,
+                   Table schedule) {
+  constexpr int64_t kFields = sizeof(ScheduleStep) / sizeof(int64_t);
   NetworkCall call;
-  if (const char* wrong = view_plan(table.begin(), static_cast<int64_t>(table.size()), &call.plan))
-    return invalid(wrong);
-  if (const char* wrong = check_plan(call.plan, static_cast<int64_t>(words.element_count()))) return invalid(wrong);
-  call.words = words.typed_data();
+  std::string wrong = arguments::read_network(y0, words, table, *activations, *alive, *active, &call);
+  if (!wrong.empty()) return invalid(wrong);
+  if (schedule.size() % kFields != 0) return invalid("the schedule does not hold whole steps");
   call.schedule = reinterpret_cast<const ScheduleStep*>(schedule.begin());
-  call.steps = static_cast<int64_t>(schedule.size()) / 3;
-  if (const char* wrong = check_schedule(call.plan, call.schedule, call.steps)) return invalid(wrong);
-  if (y0.dimensions().size() != 2 || !read_type(y0.element_type(), &call.input.type)) {
-    return invalid("features must be a matrix of float32, uint8, bool, or bit-packed uint32");
-  }
-  call.features = y0.dimensions()[0];
-  call.input.data = y0.untyped_data();
-  call.input.inputs = call.plan.header->inputs;
-  const bool packed = call.input.type == InputType::kPacked;
-  if (y0.dimensions()[1] != (packed ? (call.input.inputs + 31) / 32 : call.input.inputs)) {
-    return invalid("the features' width is not the network's");
-  }
+  call.steps = static_cast<int64_t>(schedule.size()) / kFields;
+  if (const char* amiss = check_schedule(call.plan, call.schedule, call.steps)) return invalid(amiss);
   if (call.features > INT32_MAX) return invalid("more than 2^31 - 1 features in one call: split them");
-  call.activations = activations->element_count() > 0 ? activations->typed_data() : nullptr;
-  call.alive = alive->typed_data();
-  call.active = active->element_count() > 0 ? active->typed_data() : nullptr;
   call.workspace = workspace->typed_data();
-  if (static_cast<int64_t>(workspace->element_count()) < workspace_bytes(call.plan, call.features)) {
-    return invalid("the workspace is too small");
-  }
-  return from_cuda(run_network(call, stream));
-}
-
-using Floats = ffi::Buffer<ffi::DataType::F32>;
-using Ints = ffi::Buffer<ffi::DataType::S32>;
-using Words = ffi::Buffer<ffi::DataType::U32>;
-
-// Rows between features of `in` and of `out`. Returns what is wrong, or null.
-const char* read_rows(const Floats& in, const Floats& out, const Ints& indptr, const Ints& indices,
-                      CompressedRows* rows) {
-  if (in.dimensions().size() != 2 || out.dimensions().size() != 2 || in.dimensions()[0] != out.dimensions()[0]) {
-    return "activations must be matrices with one feature a row, and those of inputs and outputs have as many rows";
-  }
-  *rows = {in.dimensions()[1], out.dimensions()[1], static_cast<int64_t>(indices.element_count()), indptr.typed_data(),
-           indices.typed_data()};
-  return static_cast<int64_t>(indptr.element_count()) == rows->out_width + 1 ? nullptr
-                                                                             : "indptr must hold outputs + 1 entries";
+  wrong = check_workspace(*workspace, workspace_bytes(call.plan, call.features));
+  return wrong.empty() ? from_cuda(run_network(call, stream)) : invalid(wrong);
 }
 
 ffi::Error layer(cudaStream_t stream, Floats y, Ints indptr, Ints indices, Floats values, Floats bias,
-                 Result<ffi::DataType::F32> result, float lower, float upper) {
+                 ffi::Result<Floats> result, float lower, float upper) {
   Product product{};
-  if (const char* wrong = read_rows(y, *result, indptr, indices, &product.rows)) return invalid(wrong);
-  product.features = y.dimensions()[0];
-  product.in = y.typed_data();
-  product.values = values.typed_data();
-  product.single_value = values.dimensions().size() == 0;
-  product.bias = bias.typed_data();
-  product.single_bias = bias.dimensions().size() == 0;
-  product.lower = finite_bound(lower);
-  product.upper = finite_bound(upper);
-  product.out = result->typed_data();
-  return from_cuda(launch_product(product, stream));
+  const std::string wrong = arguments::read_layer(y, indptr, indices, values, bias, *result, lower, upper, &product);
+  return wrong.empty() ? from_cuda(launch_product(product, stream)) : invalid(wrong);
 }
 
-ffi::Error sampled(cudaStream_t stream, Floats in, Floats out, Ints indptr, Ints indices,
-                   Result<ffi::DataType::F32> result, Result<ffi::DataType::U8> workspace) {
+ffi::Error sampled(cudaStream_t stream, Floats in, Floats out, Ints indptr, Ints indices, ffi::Result<Floats> result,
+                   ffi::Result<Bytes> workspace) {
   Sampled call{};
-  if (const char* wrong = read_rows(in, out, indptr, indices, &call.rows)) return invalid(wrong);
-  call.features = in.dimensions()[0];
-  call.in = in.typed_data();
-  call.out = out.typed_data();
-  call.result = result->typed_data();
+  std::string wrong = arguments::read_sampled(in, out, indptr, indices, *result, &call);
+  if (wrong.empty()) wrong = check_workspace(*workspace, sampled_workspace_bytes(call.features, call.rows.edges));
   call.workspace = reinterpret_cast<float*>(workspace->typed_data());
-  if (static_cast<int64_t>(result->element_count()) != call.rows.edges ||
-      static_cast<int64_t>(workspace->element_count()) < sampled_workspace_bytes(call.features, call.rows.edges)) {
-    return invalid("the result must hold one entry an edge, and the workspace be large enough");
-  }
-  return from_cuda(launch_sampled(call, stream));
+  return wrong.empty() ? from_cuda(launch_sampled(call, stream)) : invalid(wrong);
 }
 
 // --- a plan's rows, and their derivative ---
 
-const char* read_chain(const Floats& in, const Floats& out, const Words& masks, const Words& words,
-                       const ffi::Buffer<ffi::DataType::U8>& workspace, ffi::Span<const int64_t> table, bool transposed,
-                       ChainCall* call) {
-  if (const char* wrong = view_rows(table.begin(), static_cast<int64_t>(table.size()),
-                                    static_cast<int64_t>(words.element_count()), &call->rows)) {
-    return wrong;
-  }
-  int64_t in_width = call->rows.inputs(), out_width = call->rows.outputs();
-  if (transposed) std::swap(in_width, out_width);
-  const auto is_matrix = [&](const auto& buffer, int64_t width) {
-    return buffer.dimensions().size() == 2 && buffer.dimensions()[0] == in.dimensions()[0] &&
-           buffer.dimensions()[1] == width;
-  };
-  if (!is_matrix(in, in_width) || !is_matrix(out, out_width) || !is_matrix(masks, call->rows.mask_words())) {
-    return "activations and masks must be matrices of the plan's widths, one feature a row";
-  }
-  call->features = in.dimensions()[0];
-  call->words = words.typed_data();
-  call->in = in.typed_data();
-  call->out = out.typed_data();
-  call->masks = masks.typed_data();
+std::string read_chain(const Floats& in, const Floats& out, const Words& masks, const Words& words,
+                       const Bytes& workspace, Table table, bool transposed, ChainCall* call) {
+  const std::string wrong = arguments::read_chain(in, out, masks, words, table, transposed, call);
+  if (!wrong.empty()) return wrong;
   call->workspace = reinterpret_cast<float*>(workspace.typed_data());
-  return static_cast<int64_t>(workspace.element_count()) < chain_workspace_bytes(call->rows, call->features)
-             ? "the workspace is too small"
-             : nullptr;
+  return check_workspace(workspace, chain_workspace_bytes(call->rows, call->features));
 }
 
-ffi::Error chain(cudaStream_t stream, Floats y0, Words words, Result<ffi::DataType::F32> result,
-                 Result<ffi::DataType::U32> masks, Result<ffi::DataType::U8> workspace,
-                 ffi::Span<const int64_t> table) {
+ffi::Error chain(cudaStream_t stream, Floats y0, Words words, ffi::Result<Floats> result, ffi::Result<Words> masks,
+                 ffi::Result<Bytes> workspace, Table table) {
   ChainCall call;
-  if (const char* wrong = read_chain(y0, *result, *masks, words, *workspace, table, false, &call))
-    return invalid(wrong);
-  return from_cuda(run_chain(call, stream));
+  const std::string wrong = read_chain(y0, *result, *masks, words, *workspace, table, false, &call);
+  return wrong.empty() ? from_cuda(run_chain(call, stream)) : invalid(wrong);
 }
 
-ffi::Error chain_derivative(cudaStream_t stream, Floats in, Words masks, Words words, Result<ffi::DataType::F32> out,
-                            Result<ffi::DataType::U8> workspace, ffi::Span<const int64_t> table, bool transposed) {
+ffi::Error chain_derivative(cudaStream_t stream, Floats in, Words masks, Words words, ffi::Result<Floats> out,
+                            ffi::Result<Bytes> workspace, Table table, bool transposed) {
   ChainCall call;
-  if (const char* wrong = read_chain(in, *out, masks, words, *workspace, table, transposed, &call)) {
-    return invalid(wrong);
-  }
-  return from_cuda(run_chain_derivative(call, transposed, stream));
+  const std::string wrong = read_chain(in, *out, masks, words, *workspace, table, transposed, &call);
+  return wrong.empty() ? from_cuda(run_chain_derivative(call, transposed, stream)) : invalid(wrong);
 }
 
 }  // namespace

@@ -51,7 +51,8 @@ struct Rows {
   bool equal(int64_t a, int64_t b) const {
     return edges[a] == edges[b] && bits_of(bias[a]) == bits_of(bias[b]) &&
            std::equal(indices.data() + first[a], indices.data() + first[a] + edges[a], indices.data() + first[b]) &&
-           std::memcmp(values.data() + first[a], values.data() + first[b], edges[a] * sizeof(float)) == 0;
+           std::equal(values.data() + first[a], values.data() + first[a] + edges[a], values.data() + first[b],
+                      [](float x, float y) { return bits_of(x) == bits_of(y); });
   }
 
   const int64_t* first;

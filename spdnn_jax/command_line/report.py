@@ -2,9 +2,10 @@
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from spdnn_jax._files import replacing
 from spdnn_jax._native import usable_cores
 from spdnn_jax.graph_challenge.networks import active_edges, nominal_edges
+from spdnn_jax.simplify import COMPRESS
 
 _SHOWN_DEVICES = 16
 
@@ -47,6 +49,8 @@ class Report:
             merged.
         categories: Number of categories.
         check: Result of the check against the float64 oracle, or None.
+        largest_difference: Of the checked features' activations after the last layer from the oracle's, or None.
+        close_calls: Checked features whose category float32 may see otherwise (docs/numerics.md), or None.
         truth: Result of the comparison with the truth file, or None.
         right: Features whose largest output is their label; None without --labels.
         accuracy: The share of these.
@@ -76,6 +80,8 @@ class Report:
     multiplied_edges: list[int]
     categories: int
     check: str | None = None
+    largest_difference: float | None = None
+    close_calls: int | None = None
     truth: str | None = None
     right: int | None = None
     profile: list[dict[str, Any]] | None = None
@@ -134,9 +140,18 @@ class Report:
         ]
         if self.accuracy is not None:
             rows.append(("accuracy", f"{100 * self.accuracy:.2f}%: {self.right:,} of {self.features:,} labels"))
-        rows += [(name, text) for name, text in (("check", self.check), ("truth", self.truth)) if text]
+        said = (("check", self.check), ("exactness", self._exactness()), ("truth", self.truth))
+        rows += [(name, text) for name, text in said if text]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+    def _exactness(self) -> str | None:
+        if self.close_calls is None:
+            return None
+        calls = "close call" if self.close_calls == 1 else "close calls"
+        off = self.largest_difference
+        differ = "" if off is None else f"activations differ from float64's by {off:.2g} at most; "
+        return f"{differ}{self.close_calls:,} {calls} among the categories"
 
     def _active_rate(self) -> str:
         if self.active_edges_per_second is None:
@@ -232,11 +247,43 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
 
 
-_DRAWN = (
-    *("network", "neurons", "layers", "features", "inputs", "device", "compress"),
-    *("active", "multiplied_edges", "seconds"),
-)
-"""What figures are made of."""
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_profile(value: Any) -> bool:
+    return value is None or all(_is_number(one["seconds"]) and isinstance(one["kernel"], str) for one in value)
+
+
+_DRAWN: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("network", "inputs", "device"), lambda value: isinstance(value, str)),
+    "compress": lambda value: value in COMPRESS,
+    **dict.fromkeys(("neurons", "layers", "features"), _is_count),
+    **dict.fromkeys(
+        ("active", "multiplied_edges"), lambda value: isinstance(value, list) and all(map(_is_count, value))
+    ),
+    "seconds": lambda value: _is_number(value["inference"]),
+}
+"""What figures are made of, and what it has to be."""
+
+
+def _amiss(report: Any) -> str | None:
+    """What a report lacks, or None."""
+    if not isinstance(report, dict):
+        return next(iter(_DRAWN))
+    for name, holds in (*_DRAWN.items(), ("profile", _is_profile)):
+        try:
+            sound = (name in report or name == "profile") and holds(report.get(name))
+        except (TypeError, LookupError):
+            sound = False
+        if not sound:
+            return name
+    by_layer = [report["active"], report["multiplied_edges"], *([report["profile"]] if report.get("profile") else [])]
+    return None if len(set(map(len, by_layer))) == 1 else "layers"
 
 
 def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]]:
@@ -250,13 +297,12 @@ def read_reports(paths: Sequence[str | os.PathLike[str]]) -> list[dict[str, Any]
     for path in paths:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: not a JSON report ({error}): write one with spdnn --report_out") from None
         for report in content if isinstance(content, list) else [content]:
-            missing = [name for name in _DRAWN if not isinstance(report, dict) or name not in report]
-            if missing:
+            if amiss := _amiss(report):
                 raise ValueError(
-                    f"{path}: holds no report of a run, {missing[0]} is missing: write one with spdnn --report_out"
+                    f"{path}: holds no report of a run, {amiss} is missing or wrong: write one with spdnn --report_out"
                 )
             reports.append(report)
     return reports

@@ -11,15 +11,18 @@ import jax
 import numpy as np
 
 from spdnn_jax import _native, ops
-from spdnn_jax.command_line import options, own, profiling, report, sources, verify
+from spdnn_jax.command_line import memory, options, own, profiling, report, sources, verify
 from spdnn_jax.command_line.options import FLAGS
-from spdnn_jax.command_line.progress import progress_bar
+from spdnn_jax.command_line.progress import progress_bar, rounded
 from spdnn_jax.distributed import hosts, pieces
 from spdnn_jax.distributed.mesh import feature_mesh
 from spdnn_jax.distributed.runner import Runner, Settings
 from spdnn_jax.graph_challenge import networks
 from spdnn_jax.network import SparseLayer
 from spdnn_jax.plan import Plan, build_plan
+
+_LONG_WORK = 1e13  # edges times features: some minutes on a few cores
+_SAMPLE_OF_CORE = 64  # features that tell how long all take
 
 
 def run(_: list[str]) -> int:
@@ -32,17 +35,23 @@ def run(_: list[str]) -> int:
     labels = own.labels()
     truth = networks.read_categories(FLAGS.truth) if FLAGS.truth else None
     backend = _choose_backend()
+    memory.check(backend)
     plan = _build_plan(seconds)
     share = _timed(seconds, "inputs", sources.read_features)
     if share.shape[1] != plan.inputs:
         raise ValueError(f"the features have {share.shape[1]} neurons, the network has {plan.inputs} inputs")
     if backend == "cuda":
         print(f"spdnn: {plan.summary(FLAGS.features).splitlines()[-1]}", file=sys.stderr)
-    runner, settings = _runner(plan, share, "xla" if backend == "xla" else "auto")
+    xla_or_native: ops.Backend = "xla" if backend == "xla" else "auto"
+    if backend == "cpu":
+        _say_time(plan, share)
+    runner, settings = _runner(plan, share, xla_or_native)
     inference_seconds, alive, active = _infer(runner, share, seconds)
     profile = _profile(plan, share, backend, seconds) if FLAGS.profile_layers else None
     categories = networks.category_ids(alive)
-    check, agrees = verify.check(share, alive)
+    check = verify.check(
+        share, alive, None if runner.streamed else lambda y0: np.asarray(ops.infer(plan, y0, backend=xla_or_native))
+    )
     truth_text, matches = verify.compare(categories, truth)
     result = report.Report(
         network=_name(plan),
@@ -62,9 +71,11 @@ def run(_: list[str]) -> int:
         layer_edges=[int(edges) for edges in plan.layer_edges],
         multiplied_edges=[int(edges) for edges in plan.multiplied_edges],
         categories=len(categories),
-        check=check,
+        check=check.text,
+        largest_difference=check.largest_difference,
+        close_calls=check.close_calls,
         truth=truth_text,
-        right=None if labels is None else verify.score(plan, share, labels, "xla" if backend == "xla" else "auto"),
+        right=None if labels is None else verify.score(plan, share, labels, xla_or_native),
         profile=profile,
         devices=len(active),
         processes=jax.process_count(),
@@ -74,7 +85,7 @@ def run(_: list[str]) -> int:
     )
     if hosts.is_first():
         _write(result, categories)
-    return 0 if agrees and matches else 1
+    return 0 if check.agrees and matches else 1
 
 
 def _name(plan: Plan) -> str:
@@ -184,19 +195,33 @@ def _runner(plan: Plan, share: np.ndarray, backend: ops.Backend) -> tuple[Runner
     return Runner(plan, mesh, FLAGS.features, settings, backend), settings
 
 
+def _say_time(plan: Plan, share: np.ndarray) -> None:
+    """How long an inference on the CPU will take, if that is long: told by some of the features."""
+    sample = _SAMPLE_OF_CORE * _native.usable_cores()
+    if len(share) < 2 * sample or len(share) * float(plan.multiplied_edges.sum()) < _LONG_WORK:
+        return
+    part = share[:: len(share) // sample][:sample]
+    seconds: dict[str, float] = {}
+    for name in ("compiled", "sample"):
+        _timed(seconds, name, ops.categories, plan, part)
+    whole = rounded(seconds["sample"] * len(share) / sample)
+    print(f"spdnn: an inference will take about {whole}; {FLAGS.repeats + 1} will be made (--repeats)", file=sys.stderr)
+
+
 def _infer(runner: Runner, share: np.ndarray, seconds: dict[str, float]) -> tuple[list[float], np.ndarray, np.ndarray]:
     """Seconds of each repeat, of the slowest process; the categories; active features by device and layer."""
     runner.place(share)
     _timed(seconds, "compile", runner.compile)
-    results = runner.run()  # warm-up
     repeats = []
-    with progress_bar("inference", FLAGS.repeats) as progress:
+    with progress_bar("inference", FLAGS.repeats + 1) as progress:
+        results = runner.run()  # warm-up
+        progress(1)
         for done in range(1, FLAGS.repeats + 1):
             hosts.meet(f"repeat {done}")
             start = time.perf_counter()
             runner.run()
             repeats.append(time.perf_counter() - start)
-            progress(done)
+            progress(done + 1)
     repeats = hosts.gather(np.asarray(repeats, np.float32)).max(axis=0).tolist()
     seconds["inference"] = float(np.median(repeats))
     return repeats, *runner.fetch(results)

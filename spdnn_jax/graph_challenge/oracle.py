@@ -21,11 +21,26 @@ class Result:
         activations: float64 (features, outputs).
         categories: bool (features,): not all zero after the last layer.
         active: int64 (layers,): features not all zero after each layer.
+        errors: float64 (features, outputs): how far at most float32 activations may lie from these, whatever the order
+            of their sums (docs/numerics.md); None where not asked for.
     """
 
     activations: np.ndarray
     categories: np.ndarray
     active: np.ndarray
+    errors: np.ndarray | None = None
+
+    @property
+    def close_calls(self) -> np.ndarray:
+        """Features whose category may be another one in float32, for some sum lies so near to zero: bool (features,).
+
+        Raises:
+            ValueError: Errors were not asked for.
+        """
+        if self.errors is None:
+            raise ValueError("close calls are told by errors: call infer(..., errors=True)")
+        size = np.abs(self.activations)
+        return ((size != 0) | (self.errors != 0)).any(axis=1) & ~(size > self.errors).any(axis=1)
 
 
 def infer(
@@ -34,6 +49,7 @@ def infer(
     *,
     activation: Clip | Iterable[Clip] | None = None,
     cap: float | EllipsisType | None = ...,
+    errors: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Result:
     """Runs features through a network in float64.
@@ -47,10 +63,11 @@ def infer(
         activation: One for all layers, or one a layer; by default the challenge's ``Clip.relu(32)``. Only for an
             iterable; a `SparseNetwork` has its own.
         cap: Short for ``activation=Clip.relu(cap)``.
+        errors: Whether to bound the error of float32, too, which doubles the work.
         progress: Called after each layer with the number of layers done.
 
     Returns:
-        The activations, categories and active features.
+        The activations, categories and active features, and errors where asked for.
 
     Raises:
         ValueError: The features are no matrix or have another width than a layer has inputs, or the activations are
@@ -65,26 +82,30 @@ def infer(
     features = len(y0)
     live = np.arange(features)
     y = np.ascontiguousarray(np.asarray(y0).T, np.float64)  # (neurons, live features): SciPy's fast orientation
+    e = np.zeros_like(y) if errors else None
     active = []
-    outputs = y.shape[0]
     for number, (layer, clip) in enumerate(layers, start=1):
         if layer.inputs != y.shape[0]:
             raise ValueError(f"layer {number} has {layer.inputs} inputs, but its input has {y.shape[0]} neurons")
-        outputs = layer.outputs
         if np.clip(layer.bias, clip.lower, clip.upper).any() and live.size < features:
-            y, live = _spread(y, live, features), np.arange(features)
-        y = _apply(layer, y, clip)
+            y, e = _spread(y, live, features), None if e is None else _spread(e, live, features)
+            live = np.arange(features)
+        y, e = _apply(layer, y, e, clip)
         alive = y.any(axis=0)
+        active.append(int(alive.sum()))
+        if e is not None:
+            alive |= e.any(axis=0)  # all zero here, perhaps not in float32
         if not alive.all():
-            y, live = y[:, alive], live[alive]
-        active.append(live.size)
+            y, e, live = y[:, alive], None if e is None else e[:, alive], live[alive]
         if progress is not None:
             progress(number)
-    categories = np.zeros(features, bool)
-    categories[live] = True
-    activations = np.zeros((features, outputs))
-    activations[live] = y.T
-    return Result(activations, categories, np.asarray(active, np.int64))
+    y = _spread(y, live, features)
+    return Result(
+        np.ascontiguousarray(y.T),
+        np.any(y, axis=0, keepdims=True)[0],
+        np.asarray(active, np.int64),
+        None if e is None else np.ascontiguousarray(_spread(e, live, features).T),
+    )
 
 
 def _spread(y: np.ndarray, live: np.ndarray, features: int) -> np.ndarray:
@@ -93,13 +114,32 @@ def _spread(y: np.ndarray, live: np.ndarray, features: int) -> np.ndarray:
     return full
 
 
-def _apply(layer: SparseLayer, y: np.ndarray, clip: Clip) -> np.ndarray:
+def _apply(layer: SparseLayer, y: np.ndarray, e: np.ndarray | None, clip: Clip) -> tuple[np.ndarray, np.ndarray | None]:
+    """A layer's activations, and how far off they may be in float32 where its inputs are off by e."""
     require("scipy.sparse", extra="data", purpose="the float64 oracle")
     weights = layer.to_scipy().T.astype(np.float64).tocsr()
+    sizes, gamma = abs(weights), _gamma(np.diff(weights.indptr) + 1)[:, None]
     bias = np.broadcast_to(np.asarray(layer.bias, np.float64), (layer.outputs,))[:, None]
     result = np.empty((layer.outputs, y.shape[1]))
+    off = None if e is None else np.empty_like(result)
     step = max(1, _CHUNK_BYTES // (8 * max(layer.inputs, layer.outputs)))
     for first in range(0, y.shape[1], step):
         part = slice(first, first + step)
-        np.clip(weights @ np.ascontiguousarray(y[:, part]) + bias, clip.lower, clip.upper, out=result[:, part])
-    return result
+        inputs = np.ascontiguousarray(y[:, part])
+        sums = weights @ inputs + bias
+        np.clip(sums, clip.lower, clip.upper, out=result[:, part])
+        if e is None or off is None:
+            continue
+        input_errors = np.ascontiguousarray(e[:, part])
+        largest = sizes @ (np.abs(inputs) + input_errors) + np.abs(bias)
+        bound = gamma * largest + (sizes @ input_errors if input_errors.any() else 0)
+        above = np.clip(sums + bound, clip.lower, clip.upper) - result[:, part]
+        below = result[:, part] - np.clip(sums - bound, clip.lower, clip.upper)
+        np.maximum(above, below, out=off[:, part])
+    return result, off
+
+
+def _gamma(operations: np.ndarray) -> np.ndarray:
+    """The relative error of so many float32 operations in a row (Higham, section 3.1)."""
+    unit = 2.0**-24
+    return operations * unit / (1 - operations * unit)

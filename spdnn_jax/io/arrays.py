@@ -2,19 +2,29 @@
 
 import math
 import os
+import struct
+import tokenize
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from spdnn_jax import checks
 from spdnn_jax._extras import require
 from spdnn_jax._files import unpacked
-from spdnn_jax.io.files import FilePath, expand, load_text, reading, unpacked_path
+from spdnn_jax.io.files import FilePath, check_packed_size, expand, load_text, reading, unpacked_path
 from spdnn_jax.io.matrix_market import read_matrix_market
 
 _IDX_LARGEST = 1 << 24  # numbers of an entry
+_DENSE_LARGEST = 1 << 26  # numbers of an array that a sparse file stands for, whatever it holds ...
+_DENSE_RATIO = 1000  # ... and, for each of its entries, beyond that
 _IDX_PIECE = 1 << 16  # bytes read at a time
+_NUMPY_ERRORS = (
+    *(SyntaxError, tokenize.TokenError, TypeError, KeyError, struct.error),  # of a header
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError),  # of a zip archive
+)
 _IDX_DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
 
@@ -42,12 +52,12 @@ def read_array(path: FilePath, name: str | None = None) -> np.ndarray:
         return read_idx(path, name)
     with unpacked_path(path) as plain:
         if head == b"\x93NUM":
-            with reading(name, "a NumPy file", "write it with numpy.save"):
-                return np.load(plain, allow_pickle=False)
+            with reading(name, "a NumPy file", "write it with numpy.save", *_NUMPY_ERRORS):
+                return _numbers(np.load(plain, allow_pickle=False))
         if head[:2] == b"PK":
             return _read_npz(plain, name)
         if head[:2] == b"%%":
-            return _dense(read_matrix_market(plain, name))
+            return _dense(read_matrix_market(plain, name), name)
         with reading(name, "a table of numbers", "write it with numpy.savetxt, or as a NumPy or IDX file"):
             return _read_text(plain)
 
@@ -84,7 +94,7 @@ def read_idx(path: FilePath, name: str | None = None) -> np.ndarray:
         magic = file.read(4)
         axes = magic[3] if len(magic) == 4 else 0
         sizes = np.frombuffer(file.read(4 * axes)[: 4 * axes], ">u1")
-        if magic[:2] != b"\0\0" or magic[2] not in _IDX_DTYPES or not axes or sizes.size < 4 * axes:
+        if not axes or magic[:2] != b"\0\0" or magic[2] not in _IDX_DTYPES or sizes.size < 4 * axes:
             raise ValueError(f"{name}: not an IDX file: it does not begin as one")
         dtype = np.dtype(_IDX_DTYPES[magic[2]])
         entries, *shape = (int(size) for size in sizes.view(">u4"))
@@ -118,23 +128,40 @@ def read_scipy(plain: Path, name: str) -> Any:
     scipy_sparse = require("scipy.sparse", extra="data", purpose="reading a SciPy file")
     with (
         plain.open("rb") as file,
-        reading(name, "a sparse matrix of SciPy", "write it with scipy.sparse.save_npz", zipfile.BadZipFile, KeyError),
+        reading(name, "a sparse matrix of SciPy", "write it with scipy.sparse.save_npz", *_NUMPY_ERRORS),
     ):
+        check_packed_size(plain)
         matrix = scipy_sparse.load_npz(file)
-        if hasattr(matrix, "check_format"):
-            matrix.check_format(full_check=True)  # load_npz takes any indices, and conversions read where they point
+        checks.scipy_indices(matrix)
         return matrix
 
 
 def _read_npz(plain: Path, name: str) -> np.ndarray:
-    with reading(name, "a NumPy file", "write it with numpy.savez", zipfile.BadZipFile), np.load(plain) as arrays:
-        if len(arrays.files) == 1:
-            return arrays[arrays.files[0]]
-    return _dense(read_scipy(plain, name))
+    with reading(name, "a NumPy file", "write it with numpy.savez", *_NUMPY_ERRORS):
+        check_packed_size(plain)
+        with np.load(plain) as arrays:
+            if len(arrays.files) == 1:
+                return _numbers(arrays[arrays.files[0]])
+    return _dense(read_scipy(plain, name), name)
 
 
-def _dense(matrix: Any) -> np.ndarray:
-    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
+def _numbers(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "?biufc":
+        raise ValueError(f"it holds {array.dtype}, no numbers")
+    return array
+
+
+def _dense(matrix: Any, name: str) -> np.ndarray:
+    if isinstance(matrix, np.ndarray):
+        return matrix
+    numbers = math.prod(matrix.shape)
+    if numbers > max(_DENSE_LARGEST, _DENSE_RATIO * matrix.nnz):
+        sizes = " x ".join(f"{size:,}" for size in matrix.shape)
+        raise ValueError(
+            f"{name}: a sparse matrix of {sizes} with {matrix.nnz:,} entries, too large and empty to be read as an "
+            "array: check the file's sizes"
+        )
+    return matrix.toarray()
 
 
 def _read_text(plain: Path) -> np.ndarray:

@@ -4,9 +4,9 @@ import contextlib
 import gzip
 import os
 import re
-import shutil
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +14,10 @@ from typing import IO, Any
 import numpy as np
 
 from spdnn_jax._files import unpacked
+
+_PIECE = 1 << 20  # bytes unpacked at a time
+_CONTENT_LARGEST = 1 << 28  # bytes that a packed file may hold, however small it is ...
+_CONTENT_RATIO = 100  # ... and beyond that, for each of its own
 
 FilePath = str | os.PathLike[str]
 Paths = FilePath | Sequence[FilePath]
@@ -55,16 +59,43 @@ def unpacked_path(path: Path) -> Iterator[Path]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: Its gzip stream is corrupt or cut short.
+        ValueError: Its gzip stream is corrupt, cut short, or a bomb.
     """
     with unpacked(path) as file:
         if not isinstance(file, gzip.GzipFile):
             yield path
             return
         with tempfile.NamedTemporaryFile(prefix="spdnn-") as plain:
-            shutil.copyfileobj(file, plain)
+            room = _largest_content(path)
+            while part := file.read(min(_PIECE, room + 1 - plain.tell())):
+                plain.write(part)
+                if plain.tell() > room:
+                    raise _bomb(path, "unpack it with gunzip")
             plain.flush()
             yield Path(plain.name)
+
+
+def check_packed_size(path: Path) -> None:
+    """Looks at what a zip archive announces, of which no more is unpacked.
+
+    Raises:
+        ValueError: It is a bomb.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > _largest_content(path):
+            raise _bomb(path, "write it without compression")
+
+
+def _largest_content(path: Path) -> int:
+    """Bytes that the content of a packed file may have."""
+    return max(_CONTENT_LARGEST, _CONTENT_RATIO * path.stat().st_size)
+
+
+def _bomb(path: Path, cure: str) -> ValueError:
+    return ValueError(
+        f"{path}: unpacks to more than {_CONTENT_RATIO} times its size, as damaged and malicious files do: "
+        f"where it is meant to, {cure}"
+    )
 
 
 @contextlib.contextmanager

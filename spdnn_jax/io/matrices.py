@@ -16,6 +16,8 @@ from spdnn_jax.io.matrix_market import read_matrix_market
 from spdnn_jax.io.tables import Source, read_tables
 from spdnn_jax.network import Duplicates, SparseLayer
 
+_OUTPUTS_LARGEST = 1 << 24  # outputs of a layer, which take memory each, whatever the file holds ...
+_OUTPUTS_RATIO = 1000  # ... and, for each of its edges, beyond that
 _CURE = "check the file, or write the matrix with scipy.sparse.save_npz"
 
 
@@ -93,6 +95,12 @@ class Matrix:
             ValueError: As `SparseLayer.from_scipy`; the message names the file.
         """
         scipy_sparse = require("scipy.sparse", extra="data", purpose="reading a network")
+        outputs = self.least[1]
+        if outputs > max(_OUTPUTS_LARGEST, _OUTPUTS_RATIO * self.row.size):
+            raise ValueError(
+                f"{self.name}: {outputs:,} outputs with {self.row.size:,} edges, too many and empty to be a layer: "
+                "check the file's sizes and indices"
+            )
         try:
             matrix = scipy_sparse.coo_array((self.values, (self.row, self.column)), shape=self.least)
             return SparseLayer.from_scipy(matrix, self.bias, duplicates)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spdnn_jax import checks
 from spdnn_jax._extras import require
 from spdnn_jax.io.files import in_natural_order, reading, unpacked_path
 from spdnn_jax.io.matrices import Matrix
@@ -118,5 +119,5 @@ def _compressed(name: str, starts: np.ndarray, columns: np.ndarray, values: np.n
     known = starts.size - 1, None if shape is None else int(shape[1])
     needed = int(columns.max(initial=-1)) + 1
     rows = scipy_sparse.csr_array((values, columns, starts), shape=(known[0], max(known[1] or 0, needed)))
-    rows.check_format(full_check=True)
+    checks.scipy_indices(rows)
     return dataclasses.replace(Matrix.of(name, rows), shape=known)

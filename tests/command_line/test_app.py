@@ -22,6 +22,7 @@ from tests.command_line.program import error_line, refused, spdnn
         ("--neurons=many",),
         ("--layers=0",),
         ("--features=0",),
+        ("--features=9223372036854775808",),
         ("--weights=best",),
         ("--compress=all",),
         ("--no_such_flag",),
@@ -41,6 +42,15 @@ def test_bad_flags_exit_with_2(arguments: tuple[str, ...]) -> None:
     done = refused(*arguments)
     assert done.returncode == 2, done.stderr
     assert "FATAL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_flagfile_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "flags"
+    path.write_bytes(bytes(range(256)))
+    done = refused(f"--flagfile={path}")
+    assert done.returncode == 2
+    assert done.stderr.startswith("FATAL Flags parsing error")
     assert "Traceback" not in done.stderr
 
 

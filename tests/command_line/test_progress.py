@@ -1,5 +1,8 @@
 """How far a step is."""
 
+import itertools
+import time
+
 import pytest
 
 from spdnn_jax.command_line.progress import progress_bar
@@ -22,3 +25,19 @@ def test_progress_without_a_terminal_is_one_line(capsys: pytest.CaptureFixture[s
     captured = capsys.readouterr()
     assert captured.err == "working ...\n"
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("total", "said"),
+    [(4, ""), (100, "working: about 75 seconds in all\n"), (40_000, "working: about 8 hours in all\n")],
+)
+def test_long_steps_say_how_long(
+    total: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, from the first steps, as soon as they tell something."""
+    clock = itertools.count(0, 0.75)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    with progress_bar("working", total) as progress:
+        for done in range(1, 5):
+            progress(done)
+    assert capsys.readouterr().err == f"working ...\n{said}"

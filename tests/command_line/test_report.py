@@ -1,6 +1,7 @@
 """The report of a run: its figures, the table, JSON."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +80,28 @@ def test_what_is_no_report_is_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=rf"{path}.*--report_out"):
+        report.read_reports([path])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"active": 3}, {"active": [1, None, 3]}, {"seconds": {}}, {"compress": "zip"}, {"layers": "3"}, {"active": [1]},
+     {"profile": [{"seconds": 1}]}, {"seconds": {"inference": "1"}}, {"device": None}],
+)  # fmt: skip
+def test_fields_of_another_type_are_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    """They ended in a traceback where a figure was drawn."""
+    path = tmp_path / "other.json"
+    report.write_json(path, vars(make_report()) | change)
+    with pytest.raises(
+        ValueError, match=rf"{path}: holds no report of a run, (layers|{next(iter(change))}) is missing"
+    ):
+        report.read_reports([path])
+
+
+def test_json_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="not a JSON report"):
         report.read_reports([path])
 
 

@@ -1,13 +1,16 @@
 """The command `run`, end to end."""
 
 import json
+import re
 import shutil
 import tarfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from spdnn_jax.command_line import memory, run
 from spdnn_jax.graph_challenge import networks, official_files, radixnet
 from tests.command_line.program import SMALL, error_line, refused, spdnn
 from tests.graph_challenge.test_official_files import write_network
@@ -17,7 +20,15 @@ def test_run_reports_checks_and_writes(tmp_path: Path) -> None:
     report, categories = tmp_path / "report.json", tmp_path / "categories.tsv"
     done = spdnn(*SMALL, "--check=full", f"--report_out={report}", f"--categories_out={categories}")
     assert done.returncode == 0, done.stderr
-    for expected in ("network", "64 x 6", "nominal", "active", "layer 1: ", "equal the float64 oracle's"):
+    for expected in (
+        "network",
+        "64 x 6",
+        "nominal",
+        "active",
+        "layer 1: ",
+        "equal the float64 oracle's",
+        "0 close calls",
+    ):
         assert expected in done.stdout
     content = json.loads(report.read_text())
     assert content["features"] == 200
@@ -26,6 +37,8 @@ def test_run_reports_checks_and_writes(tmp_path: Path) -> None:
     assert content["edges"] == 6 * 64 * 32
     assert content["nominal_edges_per_second"] == pytest.approx(200 * 6 * 64 * 32 / content["seconds"]["inference"])
     assert content["versions"]["jax"]
+    assert content["largest_difference"] < 1e-4
+    assert content["close_calls"] == 0
     assert len(networks.read_categories(categories)) == content["categories"] == content["active"][-1]
 
 
@@ -91,13 +104,35 @@ def test_the_challenge_on_official_weights_and_mnist(shared_data: Path) -> None:
     assert "categories of 4,000 features equal the float64 oracle's" in done.stdout
 
 
-def test_too_little_memory_is_said(tmp_path: Path) -> None:
+def test_what_cannot_fit_is_refused_before_anything_is_prepared() -> None:
+    """65,536 x 1,920 prepared inputs for minutes, and then there was no memory."""
+    done = refused(*SMALL, "--features=2000000000")
+    assert "2,000,000,000 features of 64 neurons need 238.4 GiB of this machine's memory" in error_line(done)
+    assert "are available: lower --features, or share the features between machines" in done.stderr
+    assert "building the plan" not in done.stderr
+
+
+def test_much_memory_is_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 1 << 40)
+    monkeypatch.setattr(run, "_build_plan", mock.Mock(side_effect=ValueError("so far")))
+    done = refused("--neurons=65536", "--layers=1920", "--backend=cpu", "--features=60000")
+    assert "spdnn: features need 7.3 GiB and the plan at least 0.5 GiB of memory; 1,024.0 GiB are" in done.stderr
+    assert "spdnn: error: so far" in done.stderr
+
+
+def test_a_long_inference_says_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_LONG_WORK", 0)
+    monkeypatch.setattr(run, "_SAMPLE_OF_CORE", 1)
+    monkeypatch.setattr(run, "_runner", mock.Mock(side_effect=ValueError("so far")))
+    done = refused(*SMALL)
+    assert re.search(r"spdnn: an inference will take about \d+ seconds; 3 will be made \(--repeats\)", done.stderr)
+
+
+def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """With what was needed and the flags that help, not with a traceback."""
-    done = spdnn(*SMALL, "--features=2000000000")
-    assert done.returncode == 1
-    assert "spdnn: error: out of memory: Unable to allocate" in done.stderr
-    assert "lower --stream_features, --stream_layers, or --features" in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(run, "_build_plan", mock.Mock(side_effect=MemoryError("Unable to allocate 9 TiB")))
+    said = error_line(refused(*SMALL))
+    assert "out of memory: Unable to allocate 9 TiB: lower --stream_features, --stream_layers, or --features" in said
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """The float64 oracle, against dense matrices."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from spdnn_jax import Clip, SparseLayer, SparseNetwork
+from spdnn_jax import Clip, SparseLayer, SparseNetwork, build_plan, categories, infer
 from spdnn_jax.graph_challenge import oracle
 from tests.conftest import dense_reference, random_network
 
@@ -42,3 +44,44 @@ def test_wrong_arguments_are_named() -> None:
 def test_wrong_width_is_named() -> None:
     with pytest.raises(ValueError, match="layer 1 has 30 inputs, but its input has 7"):
         oracle.infer(random_network(0, [30, 2]), np.zeros((1, 7)))
+
+
+@pytest.mark.parametrize("cap", [None, 1.0])
+@pytest.mark.parametrize("gain", [0.5, 3.0])
+def test_errors_bound_those_of_float32(cap: float | None, gain: float) -> None:
+    """Through weights that grow what they are given, too; and not by saying nothing."""
+    network = random_network(3, [40, 60, 60, 60, 20], cap=cap, density=0.2)
+    layers = [dataclasses.replace(layer, values=layer.values * np.float32(gain)) for layer in network.layers]
+    network = SparseNetwork(layers, network.activation)
+    y0 = np.random.default_rng(0).normal(size=(300, 40)).astype(np.float32)
+    result = oracle.infer(network, y0, errors=True)
+    assert result.errors is not None
+    off = np.abs(np.asarray(infer(build_plan(network), y0)) - result.activations)
+    assert (off <= result.errors).all()
+    assert off.max() > 0
+    assert result.errors.max() < 1e-2 * max(1, result.activations.max())
+    assert result.close_calls.mean() < 0.1
+
+
+def test_categories_of_float32_differ_in_close_calls_alone() -> None:
+    """Sums that cancel to nearly nothing, in the last layer and in the one before."""
+    generator = np.random.default_rng(0)
+    half = generator.normal(size=(50, 1))
+    cancels = SparseLayer.from_dense(np.concatenate([half, -half]))
+    network = SparseNetwork([cancels, SparseLayer.from_dense(np.ones((1, 2)))], Clip.relu())
+    y0 = np.tile(generator.normal(size=(4000, 50)), 2).astype(np.float32)
+    y0[:, 50] += np.float32(1e-6) * generator.normal(size=4000).astype(np.float32)
+    result = oracle.infer(network, y0, errors=True)
+    differs = np.asarray(categories(build_plan(network), y0)) != result.categories
+    assert differs.any()
+    assert not (differs & ~result.close_calls).any()
+    with pytest.raises(ValueError, match="errors=True"):
+        _ = oracle.infer(network, y0[:1]).close_calls
+
+
+def test_errors_change_nothing_else() -> None:
+    network = random_network(1, [30, 40, 40, 10], bias="negative")
+    y0 = (np.random.default_rng(0).random((50, 30)) < 0.2).astype(np.uint8)
+    plain, bounded = (oracle.infer(network, y0, errors=errors) for errors in (False, True))
+    for name in ("activations", "categories", "active"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(bounded, name))

@@ -10,7 +10,7 @@ import pytest
 import scipy.io
 import scipy.sparse as sp
 
-from spdnn_jax.io import read_array
+from spdnn_jax.io import arrays, files, read_array
 from spdnn_jax.io.arrays import read_vector
 
 ARRAY = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -98,3 +98,37 @@ def test_a_file_that_is_not_what_it_claims(tmp_path: Path, content: bytes, messa
         read_array(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def small_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bombs are told from so many bytes on: no test has to unpack hundreds of MiB."""
+    monkeypatch.setattr(files, "_CONTENT_LARGEST", 1 << 20)
+    monkeypatch.setattr(arrays, "_DENSE_LARGEST", 1 << 20)
+
+
+def test_bombs_are_refused_before_they_are_unpacked(tmp_path: Path, small_contents: None) -> None:
+    """Once 4 MB of gzip took 4 GB of disk, and an array's own zip as much memory."""
+    zeros = np.zeros(1 << 20, np.uint32)
+    np.save(tmp_path / "plain.npy", zeros)
+    (tmp_path / "packed").write_bytes(gzip.compress((tmp_path / "plain.npy").read_bytes()))
+    np.savez_compressed(tmp_path / "zip", zeros)
+    np.testing.assert_array_equal(read_array(tmp_path / "plain.npy"), zeros)
+    for name in ("packed", "zip.npz"):
+        with pytest.raises(ValueError, match=f"{name}: unpacks to more than 100 times its size"):
+            read_array(tmp_path / name)
+
+
+def test_sizes_that_no_entries_fill_are_refused(tmp_path: Path, small_contents: None) -> None:
+    """A matrix of a few bytes that says it has 10^12 numbers."""
+    (tmp_path / "m.mtx").write_bytes(b"%%MatrixMarket matrix coordinate real general\n1000000 1000000 1\n1 1 1\n")
+    sp.save_npz(tmp_path / "m.npz", sp.coo_array(([1.0], ([0], [0])), shape=(1_000_000, 1_000_000)))
+    for name in ("m.mtx", "m.npz"):
+        with pytest.raises(ValueError, match=rf"{name}: a sparse matrix of 1,000,000 x 1,000,000 with 1 entries"):
+            read_array(tmp_path / name)
+
+
+def test_arrays_of_no_numbers_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.array(["a", "b"]))
+    with pytest.raises(ValueError, match=r"x\.npy: cannot be read as a NumPy file \(it holds <U1, no numbers\)"):
+        read_array(tmp_path / "x.npy")

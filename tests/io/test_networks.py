@@ -372,3 +372,13 @@ def test_the_trained_network(tmp_path: Path, shared_data: Path) -> None:
     network = read_network(files / "weights", biases=files / "biases", index_base=0, activation=activation)
     assert [layer.shape for layer in network.layers] == [(784, 128), *[(128, 128)] * 18, (128, 10)]
     assert network.activation[-1].upper == math.inf
+
+
+@pytest.mark.parametrize(
+    "content", [b"1\t2000000000\t1\n", b"%%MatrixMarket matrix coordinate real general\n9 2000000000 1\n1 1 1\n"]
+)
+def test_outputs_that_no_edges_fill_are_refused(tmp_path: Path, content: bytes) -> None:
+    """A few bytes that ask for 16 GB of row pointers."""
+    (tmp_path / "w").write_bytes(content)
+    with pytest.raises(ValueError, match="w: 2,000,000,000 outputs with 1 edges, too many and empty to be a layer"):
+        read_network(tmp_path / "w", activation=RELU)
