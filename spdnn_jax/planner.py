@@ -14,7 +14,7 @@ Kernel = Literal["auto", "staged", "grouped", "resident", "chain"]
 
 KERNELS: tuple[Kernel, ...] = ("auto", "staged", "grouped", "resident", "chain")
 
-Action = Literal["grouped", "resident", "staged", "chain", "chain or resident", "equal features"]
+Action = Literal["grouped", "resident", "staged", "chain", "equal features"]
 """What a step does: a kernel family runs layers, or equal features are looked for."""
 
 _CODES: dict[Action, int] = {  # as in cuda/network.h
@@ -23,7 +23,6 @@ _CODES: dict[Action, int] = {  # as in cuda/network.h
     "staged": 3,
     "equal features": 4,
     "chain": 5,
-    "chain or resident": 6,
 }
 _FUSING: tuple[Action, ...] = ("resident", "chain")  # many layers in a launch
 
@@ -34,11 +33,8 @@ outputs all registers."""
 STAGED_BELOW = 2.0
 """`auto` stages layers with fewer outputs in a row group, on average: from here on sharing a feature's reads pays."""
 
-CHAIN_WIDTH = 4096
+CHAIN_WIDTH = 8192
 """Widest layer of a chain."""
-
-CHAIN_RUNS = 16
-"""Runs of such a layer, at most."""
 
 CHAIN_BELOW = 1.25
 """`auto` chains layers with fewer outputs in a row group, on average, and lays each output out alone: a chain shares no
@@ -52,6 +48,9 @@ _RESIDENT_ENDS_WIDE = (6, 14)
 """The same for layers wider than _WIDE: a block has few features of them, and ends where all are dead."""
 
 _WIDE = 2048
+
+_SHORTEST_CHAIN = 4
+"""Layers for whose sake resident ones are cut into two launches."""
 
 _LONGEST_STEP = 4096
 """Layers of one launch at most."""
@@ -71,8 +70,7 @@ class Step:
 
     Attributes:
         action: "grouped" and "staged" (one layer a launch), "resident" and "chain" (all layers of the step in one
-            launch), "chain or resident" (both are queued, and the device runs one: a chain where few features are in
-            work), or "equal features" (no layer).
+            launch), or "equal features" (no layer).
         first: First layer, counted from 0.
         end: The layer after the last.
     """
@@ -151,16 +149,17 @@ def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = 
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
     families, reason = _choose_families(table, kernel, narrow_input)
     searches = _searches(table) if table.header["merge_features"] else set()
-    chained = _chained_when_few(table) if kernel == "auto" else np.zeros(len(families), bool)
+    widths = _widths(table)
     steps: list[Step] = []
     for first, end in _stretches(families, searches):
         if first in searches:
             steps.append(Step("equal features", first, first))
-        if families[first] in _FUSING:
-            for part in _resident_launches(_widths(table), first, end):
-                steps.append(Step("chain or resident" if chained[slice(*part)].all() else families[first], *part))
-        else:
+        if families[first] not in _FUSING:
             steps += [Step(families[first], layer, layer + 1) for layer in range(first, end)]
+            continue
+        for part in _fused_launches(widths, first, end):
+            alone = kernel == "auto" and part[1] - part[0] == 1 and widths[part[0]] > _WIDE
+            steps.append(Step("grouped" if alone else families[first], *part))
     return Schedule(tuple(steps), reason)
 
 
@@ -176,41 +175,35 @@ def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> tu
             raise ValueError("this plan was built without staged sections: build it with kernel='staged'")
         if kernel == "chain" and not _fits_chain(table).all():
             raise ValueError(
-                f"this plan is no chain: a layer is too wide (more than {CHAIN_WIDTH} neurons), has rows of too many "
-                "lengths, or was not built with kernel='chain'"
+                f"this plan is no chain: a layer has more than {CHAIN_WIDTH} neurons, or it was not built with "
+                "kernel='chain'"
             )
         return [kernel] * count, f"{kernel}: as asked for"
     narrow, staged = _widths(table) <= RESIDENT_WIDTH, table.layers["staged_offset"] >= 0
     if narrow_input:
         staged[:1] = False  # `grouped` reads bytes and bits where they lie: so few that sharing them gains nothing
+    chained = _fits_chain(table)
     families: list[Action] = [
-        "resident" if narrow[layer] else "staged" if staged[layer] else "grouped" for layer in range(count)
+        "chain" if chained[layer] else "resident" if narrow[layer] else "staged" if staged[layer] else "grouped"
+        for layer in range(count)
     ]
+    for first, end in _stretches(families, set()):
+        if families[first] == "chain" and end - first < _SHORTEST_CHAIN and "resident" in families[max(first - 1, 0) : end + 1]:
+            families[first:end] = ["resident"] * (end - first)
     reasons = {
+        "chain": f"outputs share nothing, {CHAIN_WIDTH} neurons wide at most",
         "resident": f"{RESIDENT_WIDTH} neurons wide at most",
         "staged": f"wider, fewer than {STAGED_BELOW:g} outputs in a row group",
         "grouped": "wider, outputs share their inputs or these are bytes",
     }
     used = [f"{name} for {families.count(name):,} ({why})" for name, why in reasons.items() if name in families]
-    if chained := int(_chained_when_few(table).sum()):
-        used.append(f"of these chain for up to {chained:,} while few features are in work (outputs share nothing)")
     return families, ", ".join(used)
 
 
-def _chained_when_few(table: PlanTable) -> np.ndarray:
-    """Which layers `auto` would rather chain than keep resident, where few features are in work."""
-    return _fits_chain(table) & (_outputs_of_group(table) < CHAIN_BELOW)
-
-
 def _fits_chain(table: PlanTable) -> np.ndarray:
-    """Which layers a chain takes."""
-    shared = (table.runs["group_outputs"] > 1) & (table.runs["value_offset"] >= 0)
-    return (_widths(table) <= CHAIN_WIDTH) & (table.layers["runs"] <= CHAIN_RUNS) & (_sums_of_runs(table, shared) == 0)
-
-
-def _outputs_of_group(table: PlanTable) -> np.ndarray:
-    """Outputs in a row group, on average, of each layer."""
-    return table.layers["outputs"] / np.maximum(_sums_of_runs(table, table.runs["groups"]), 1)
+    """Which layers a chain takes: those whose outputs are laid out alone."""
+    alone = _sums_of_runs(table, (table.runs["group_outputs"] > 1).astype(np.int64)) == 0
+    return (_widths(table) <= CHAIN_WIDTH) & alone
 
 
 def _sums_of_runs(table: PlanTable, figures: np.ndarray) -> np.ndarray:
@@ -238,7 +231,7 @@ def _stretches(families: list[Action], cuts: set[int]) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], count], strict=True))
 
 
-def _resident_launches(widths: np.ndarray, first: int, end: int) -> list[tuple[int, int]]:
+def _fused_launches(widths: np.ndarray, first: int, end: int) -> list[tuple[int, int]]:
     launches = []
     while first < end:
         ends = _RESIDENT_ENDS_WIDE if widths[first] > _WIDE else _RESIDENT_ENDS

@@ -4,537 +4,442 @@
 #include "chain.h"
 #include "intrinsics.cuh"
 #include "launch.h"
+#include "resident_block.cuh"
 #include "tiles.cuh"
 
 namespace spdnn::cuda {
 namespace {
 
-constexpr int kMostFeatures = 4;  // of a block
-constexpr int kMostWorkers = 8;   // warps that multiply; one more describes the layers to come
-constexpr int kMostRuns = 16;     // of a layer
-constexpr int kWidest = 4096;     // neurons of a layer
-constexpr int kPieceChunks = 8;   // of a row: what a warp brings and multiplies at a time
-constexpr int kDescribed = 4;     // layers that are described ahead of the one that is computed
-constexpr int kLayers = 8;        // of whose descriptions there is room; a power of two
-constexpr int kMostSlots = 4;     // pieces that a warp has room for: one that is multiplied, and those on their way
-constexpr int kFewestSlots = 3;
-constexpr int kLayerFields = sizeof(PlanLayer) / sizeof(int64_t);
-constexpr int kRunFields = sizeof(PlanRun) / sizeof(int64_t);
-static_assert(kLayerFields <= 32, "a warp copies a layer's record at once, a field a lane");
-static_assert(kLayers >= kDescribed + 4, "records are asked for four layers before they are read");
+constexpr int kMostWarps = 16;                          // of a block
+constexpr int kWidest = 8192;                           // neurons of a layer
+constexpr int kMostQuadBits = 2;                        // of the lanes that share an output: each has four features
+constexpr int kFew = 4, kMany = kFew << kMostQuadBits;  // features of a block
+constexpr int kBlocksOfFew = 2;                         // of a multiprocessor, before blocks have many
+constexpr int kAhead = 4;                               // chunks of edges on their way to a lane
+constexpr int kPart = 8;                                // portions that a warp asks for at a time
+constexpr int kPortions = 3 * kPart;  // for which it has room: those in work, the next, and those on their way
+constexpr int kActiveWords = 4;       // of as many layers
+static_assert(kAhead <= kPart, "a portion stays until its last chunk is multiplied");
 
-// Some outputs of a layer, at most 32 that lie side by side: what a warp computes at a time, an output a lane.
-struct alignas(16) Slice {
-  uint32_t indices;  // of the first edges: where in the plan, in 16 bytes
-  uint32_t values;   // the same; 0: `value` for all
-  float value;
-  uint32_t first_slot : 12;
-  uint32_t last_lane : 5;
-  uint32_t chunks : 15;
-
-  __device__ int width() const { return last_lane + 1; }
-};
-static_assert(kWidest <= 1 << 12 && kWidest / kEdgeChunk < 1 << 15, "slots and chunks fit a slice");
-
-// A layer as the workers see it.
-struct Head {
-  int slices;
-  int outputs;
-  bool prunable;
+// The edges of some outputs that lie side by side, with a lane for each, or a few: what a warp adds up at a time.
+struct alignas(16) Portion {
+  int64_t indices;  // word of the plan where the first output's are
+  int64_t values;   // the same; -1: `value` for all
+  int64_t biases;   // the same; -1: `bias` for all
+  float value, bias;
   Bounds bounds;
-  float bias;
-  const float* biases;  // of each slot; null: `bias` for all
+  uint16_t chunks, first_slot;
+  uint8_t outputs;
+  uint8_t width;  // outputs that lie side by side in the plan
+  bool ends_layer;
+  bool prunable;
+};
+static_assert(sizeof(Portion) % 16 == 0, "portions are copied sixteen bytes at a time");
+
+// How the portions of a launch are dealt out: [warp][layer][portion], as many for each warp and layer. Those that a
+// layer lacks are without outputs.
+struct Deal {
+  Portion* portions;
+  int warps;
+  int quad_bits;          // a power of two of lanes share an output
+  int portions_of_layer;  // of a warp
+
+  __host__ __device__ int outputs_of_portion() const { return kSliceGroups >> quad_bits; }
+  __host__ __device__ int64_t count(int64_t layers) const { return layers * warps * portions_of_layer; }
+
+  __host__ __device__ int64_t portions_of(const PlanRun& run) const {
+    return (run.groups + outputs_of_portion() - 1) / outputs_of_portion();
+  }
 };
 
-int64_t slices_of(const PlanRun& run) { return (run.groups + kSliceGroups - 1) / kSliceGroups * run.group_outputs; }
+__device__ Portion portion_of(const PlanRun& run, const Deal& deal, int64_t number) {
+  const int64_t first_output = number * deal.outputs_of_portion();
+  const int64_t slice = first_output / kSliceGroups * kSliceGroups, place = first_output - slice;
+  const int64_t width = min(static_cast<int64_t>(kSliceGroups), run.groups - slice);
+  const int64_t first_edge = slice * run.edges + place * kEdgeChunk;
+  Portion portion{};
+  portion.indices = run.index_offset + first_edge / 2;
+  portion.values = run.value_offset < 0 ? -1 : run.value_offset + first_edge;
+  portion.value = static_cast<float>(run.value);
+  portion.chunks = static_cast<uint16_t>(run.edges / kEdgeChunk);
+  portion.first_slot = static_cast<uint16_t>(run.first_slot + first_output);
+  portion.outputs = static_cast<uint8_t>(min(static_cast<int64_t>(deal.outputs_of_portion()), width - place));
+  portion.width = static_cast<uint8_t>(width);
+  return portion;
+}
 
-int64_t most_slices(const PlanView& plan, int64_t first_layer, int64_t end_layer) {
+// A block deals out a layer. Warps take portions in turn, so that each has long rows and short ones.
+__global__ void deal_kernel(const __grid_constant__ ResidentStep step, Deal few, Deal many) {
+  const Deal& deal = blockIdx.y == 0 ? few : many;
+  const int l = step.first_layer + blockIdx.x, layers = gridDim.x;
+  const PlanLayer& layer = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word)[l];
+  const PlanRun* runs = reinterpret_cast<const PlanRun*>(step.words + step.runs_word) + layer.first_run;
+  const auto give = [&](int64_t number, Portion portion) {
+    const int64_t warp = number % deal.warps, place = number / deal.warps;
+    if (layer.bias_offset < 0) {
+      portion.biases = -1;
+      portion.bias = static_cast<float>(layer.bias);
+    } else {
+      portion.biases = layer.bias_offset + portion.first_slot;
+    }
+    portion.bounds = step.scale.bounds(layer);
+    portion.ends_layer = place == deal.portions_of_layer - 1;
+    portion.prunable = layer.prunable != 0;
+    deal.portions[(warp * layers + blockIdx.x) * deal.portions_of_layer + place] = portion;
+  };
+  int64_t first = 0;
+  for (int64_t r = 0; r < layer.runs; ++r) {
+    const PlanRun run = runs[r];
+    const int64_t count = deal.portions_of(run);
+    for (int64_t k = threadIdx.x; k < count; k += blockDim.x) give(first + k, portion_of(run, deal, k));
+    first += count;
+  }
+  for (int64_t k = first + threadIdx.x; k < deal.count(1); k += blockDim.x) give(k, Portion{});
+}
+
+// Four edges of a lane's output.
+struct Chunk {
+  uint2 index;
+  float4 weight;
+  float bias;  // of the output, with the first of its chunks
+};
+
+// Brings a warp's edges to its lanes, chunk after chunk, across portions and layers. A portion without edges has one
+// chunk, of which nothing but the bias is set.
+class Supply {
+ public:
+  __device__ Supply(const uint32_t* words, const Portion* source, int count, Portion* portions, int output)
+      : words_(words), source_(source), count_(count), portions_(portions), output_(output) {
+    bring(0);
+  }
+
+  __device__ const Portion& portion(int number) const { return portions_[number % kPortions]; }
+
+  __device__ __forceinline__ void fetch(Chunk& chunk) {
+    if (left_ == 0) {
+      if (next_ == count_) return;
+      start(chunk);
+    }
+    --left_;
+    if (empty_) return;
+    chunk.index = __ldg(indices_);
+    indices_ += stride_;
+    if (values_) {
+      chunk.weight = __ldg(values_);
+      values_ += stride_;
+    } else {
+      chunk.weight = make_float4(value_, value_, value_, value_);
+    }
+  }
+
+  // Waits for portions that nobody will read.
+  __device__ void end() const { finish_copies<0>(); }
+
+ private:
+  __device__ void bring(int part) {
+    constexpr int kPieces = sizeof(Portion) / 16;
+    const int first = part * kPart, pieces = min(kPart, count_ - first) * kPieces;
+    for (int piece = threadIdx.x % 32; piece < pieces; piece += 32) {
+      copy_async<16>(reinterpret_cast<uint4*>(portions_ + first % kPortions) + piece,
+                     reinterpret_cast<const uint4*>(source_ + first) + piece);
+    }
+    close_copies();
+  }
+
+  __device__ __forceinline__ void start(Chunk& chunk) {
+    if (next_ % kPart == 0) {
+      finish_copies<0>();
+      __syncwarp();
+      bring(next_ / kPart + 1);
+    }
+    const Portion& portion = this->portion(next_++);
+    const int output = max(min(output_, portion.outputs - 1), 0);  // lanes too many do as the last does
+    empty_ = portion.chunks == 0;
+    left_ = empty_ ? 1 : portion.chunks;
+    stride_ = portion.width;
+    indices_ = reinterpret_cast<const uint2*>(words_ + portion.indices) + output;
+    values_ = portion.values < 0 ? nullptr : reinterpret_cast<const float4*>(words_ + portion.values) + output;
+    value_ = portion.value;
+    chunk.bias =
+        portion.biases < 0 ? portion.bias : __ldg(reinterpret_cast<const float*>(words_) + portion.biases + output);
+  }
+
+  const uint32_t* words_;
+  const Portion* source_;
+  int count_;  // portions
+  Portion* portions_;
+  int output_;    // of the lane, in a portion
+  int next_ = 0;  // portion
+  int left_ = 0;  // chunks of the portion before it
+  bool empty_ = false;
+  int stride_ = 0;
+  const uint2* indices_ = nullptr;
+  const float4* values_ = nullptr;
+  float value_ = 0;
+};
+
+template <int kVector>
+__device__ __forceinline__ void multiply(const Chunk& chunk, const float* column, uint32_t stride,
+                                         float (&sums)[kVector]) {
+  float x[kEdgeChunk][kVector];
+#pragma unroll
+  for (int edge = 0; edge < kEdgeChunk; ++edge)
+    load_vector<kVector>(column + index_of(chunk.index, edge) * stride, x[edge]);
+  const float weights[kEdgeChunk] = {chunk.weight.x, chunk.weight.y, chunk.weight.z, chunk.weight.w};
+#pragma unroll
+  for (int edge = 0; edge < kEdgeChunk; ++edge) {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) sums[v] = fmaf(weights[edge], x[edge][v], sums[v]);
+  }
+}
+
+// The features of a block, twice: a layer is computed from one copy into the other.
+struct Buffers {
+  float* in;
+  float* out;
+
+  __device__ void swap() {
+    float* other = in;
+    in = out, out = other;
+  }
+};
+
+struct ChainState {
+  uint32_t active_words[kActiveWords];  // a bit for each feature that is not all zero
+};
+
+// A warp's part of all layers. Returns the features that are active after the last layer, or 0 as soon as none is.
+template <int kVector>
+__device__ uint32_t run_layers(const ResidentStep& step, const Deal& deal, const Columns& columns, uint32_t used,
+                               int32_t members, ChainState& state, Portion* portions, Buffers& buffers) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, layers = step.end_layer - step.first_layer;
+  const int output = lane >> deal.quad_bits, column = (lane & ((1 << deal.quad_bits) - 1)) * kVector;
+  const int count = layers * deal.portions_of_layer;
+  const uint32_t stride = columns.count();
+  Supply supply(step.words, deal.portions + static_cast<int64_t>(warp) * count, count, portions + warp * kPortions,
+                output);
+  Chunk chunks[kAhead];
+#pragma unroll
+  for (int k = 0; k < kAhead; ++k) supply.fetch(chunks[k]);
+  float sums[kVector];
+  int number = 0, left = 0, l = step.first_layer;  // portion in work, its chunks, its layer
+  uint32_t mine = 0;
+  while (true) {
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      Chunk& chunk = chunks[k];
+      const Portion& portion = supply.portion(number);
+      if (left == 0) {
+        left = max(static_cast<int>(portion.chunks), 1);
+        const float start = chunk.bias * step.scale.per_unit;
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) sums[v] = start;
+      }
+      if (portion.chunks > 0) multiply<kVector>(chunk, buffers.in + column, stride, sums);
+      supply.fetch(chunk);
+      if (--left > 0) continue;
+      ++number;
+      if (output < portion.outputs) {
+        portion.bounds.clip(sums);
+        store_vector<kVector>(buffers.out + (portion.first_slot + output) * stride + column, sums);
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) {
+          mine |= static_cast<uint32_t>((__float_as_uint(sums[v]) << 1) != 0) << (column + v);  // -0.0 is zero
+        }
+      }
+      if (!portion.ends_layer) continue;
+      const bool prunable = portion.prunable;
+      uint32_t* word = &state.active_words[l % kActiveWords];
+      mine = __reduce_or_sync(0xFFFFFFFFu, mine);
+      if (lane == 0 && mine) atomicOr(word, mine);
+      // Read by all before the barrier that ended the last layer, and written again in the next but one.
+      if (threadIdx.x == 0) state.active_words[(l + 2) % kActiveWords] = 0;
+      __syncthreads();
+      const uint32_t active = *word & used;
+      if (warp == 0 && step.active && active) {
+        const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> lane & 1u ? members : 0);
+        if (lane == 0) atomicAdd(step.active + l, sum);
+      }
+      mine = 0;
+      buffers.swap();
+      if (++l == step.end_layer || (!active && prunable)) {
+        supply.end();
+        return active;
+      }
+    }
+  }
+}
+
+// A launch: how many features a block has, and how it shares the work.
+struct Room {
+  int features = 0;  // a power of two; 0: not even one fits
+  int spread =
+      0;  // multiprocessors: so many features have a block each, twice as many two a block, where these are few
+  Deal deal{};
+  int64_t buffer_floats = 0;
+
+  int64_t shared_bytes() const {
+    return static_cast<int64_t>(deal.warps) * kPortions * sizeof(Portion) + 2 * buffer_floats * sizeof(float);
+  }
+};
+
+template <int kVector>
+__device__ void run_tiles(const ResidentStep& step, const Room& room, int64_t count, ChainState& state, char* shared) {
+  const Deal& deal = room.deal;
+  Portion* portions = reinterpret_cast<Portion*>(shared);
+  float* first_buffer = reinterpret_cast<float*>(portions + deal.warps * kPortions);
+  const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
+  const bool last_prunable = layers[step.end_layer - 1].prunable;
+  const int64_t width = layers[step.end_layer - 1].outputs;
+  constexpr int kVectorBits = kVector == 4 ? 2 : kVector - 1;
+  const Columns columns{deal.quad_bits + kVectorBits};
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
+       first += static_cast<int64_t>(gridDim.x) * columns.count()) {
+    const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);
+    const uint32_t used = (1u << present) - 1;
+    int32_t members = threadIdx.x < present;  // that the feature of this thread's number stands for
+    if (members && step.members) members = step.members[id_of(step, first + threadIdx.x)];
+    if (threadIdx.x < kActiveWords) state.active_words[threadIdx.x] = 0;
+    Buffers buffers{first_buffer, first_buffer + room.buffer_floats};
+    load_features(step, first, count, layers[step.first_layer].inputs, columns,
+                  Activations<kVector>(buffers.in, columns));
+    __syncthreads();
+    const uint32_t active = run_layers<kVector>(step, deal, columns, used, members, state, portions, buffers);
+    const Activations<kVector> result(buffers.in, columns);
+    if (!step.target) {
+      store_results(step, first, active, columns, result);
+    } else if (const uint32_t kept = last_prunable ? active : used) {
+      store_tile(step, first, width, kept, columns, result);
+    }
+    __syncthreads();
+  }
+}
+
+// Takes the features in work where they are more than `more_than` and no more than `most`.
+__global__ void __launch_bounds__(kMostWarps * 32, 1)
+    chain_kernel(const __grid_constant__ ResidentStep step, const __grid_constant__ Room room, int64_t more_than,
+                 int64_t most) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ ChainState state;
+  const int64_t count = step.count ? *step.count : step.features;
+  if (count <= more_than || count > most) return;
+  if (room.features == 1 || count <= room.spread) {
+    run_tiles<1>(step, room, count, state, shared);
+  } else if (room.features == 2 || count <= 2 * room.spread) {
+    run_tiles<2>(step, room, count, state, shared);
+  } else {
+    run_tiles<4>(step, room, count, state, shared);
+  }
+}
+
+int64_t most_portions(const PlanView& plan, int64_t first_layer, int64_t end_layer, const Deal& deal) {
   int64_t most = 1;
   for (int64_t l = first_layer; l < end_layer; ++l) {
-    int64_t slices = 0;
-    for (int64_t r = 0; r < plan.layers[l].runs; ++r) slices += slices_of(plan.runs[plan.layers[l].first_run + r]);
-    most = std::max(most, slices);
+    int64_t portions = 0;
+    for (int64_t r = 0; r < plan.layers[l].runs; ++r) {
+      portions += deal.portions_of(plan.runs[plan.layers[l].first_run + r]);
+    }
+    most = std::max(most, portions);
   }
   return most;
 }
 
-// What a block keeps in shared memory beside its features and the slices.
-struct alignas(16) BlockState {
-  PlanLayer records[kLayers];
-  PlanRun runs[kLayers][kMostRuns];
-  Head heads[kLayers];
-  uint32_t active_words[kLayers];  // a bit for each feature that is not all zero
-  int32_t members[kMostFeatures];
-  int32_t first_target;
-};
-
-// Describes the layers to come: one warp's work, so that the others meet nothing but slices. Two layers before it
-// describes one it asks for its runs, and two before that for its record.
-class Clerk {
- public:
-  __device__ Clerk(const ResidentStep& step, BlockState& state, Slice* slices, int most_slices)
-      : step_(step),
-        layers_(reinterpret_cast<const PlanLayer*>(step.words + step.layers_word)),
-        runs_(reinterpret_cast<const PlanRun*>(step.words + step.runs_word)),
-        state_(state),
-        slices_(slices),
-        most_slices_(most_slices),
-        lane_(threadIdx.x % 32) {}
-
-  __device__ void begin() {
-    const int first = step_.first_layer;
-    for (int l = first; l < first + kDescribed + 4; ++l) ask_record(l);
-    arrive<0>();
-    for (int l = first; l < first + kDescribed + 2; ++l) ask_runs(l);
-    arrive<0>();
-    for (int l = first; l < first + kDescribed; ++l) describe(l);
-  }
-
-  __device__ void advance(int l) {
-    finish_copies<1>();
-    __syncwarp();
-    describe(l + kDescribed);
-    ask_runs(l + kDescribed + 2);
-    ask_record(l + kDescribed + 4);
-    close_copies();
-  }
-
- private:
-  template <int kOpen>
-  __device__ void arrive() {
-    close_copies();
-    finish_copies<kOpen>();
-    __syncwarp();
-  }
-
-  __device__ void ask_record(int l) {
-    if (l < step_.end_layer && lane_ < kLayerFields) {
-      copy_async<8>(reinterpret_cast<int64_t*>(&state_.records[l % kLayers]) + lane_,
-                    reinterpret_cast<const int64_t*>(layers_ + l) + lane_);
-    }
-  }
-
-  __device__ void ask_runs(int l) {
-    if (l >= step_.end_layer) return;
-    const PlanLayer& record = state_.records[l % kLayers];
-    int64_t* target = reinterpret_cast<int64_t*>(state_.runs[l % kLayers]);
-    const int64_t* source = reinterpret_cast<const int64_t*>(runs_ + record.first_run);
-    for (int field = lane_; field < static_cast<int>(record.runs) * kRunFields; field += 32) {
-      copy_async<8>(target + field, source + field);
-    }
-  }
-
-  __device__ void describe(int l) {
-    if (l >= step_.end_layer) return;
-    const PlanLayer& record = state_.records[l % kLayers];
-    Slice* slices = slices_ + l % kLayers * most_slices_;
-    int first = 0;  // slice of the run
-    for (int r = 0; r < static_cast<int>(record.runs); ++r) {
-      const PlanRun& run = state_.runs[l % kLayers][r];
-      const int groups = static_cast<int>(run.groups), outputs = static_cast<int>(run.group_outputs);
-      const int chunks = static_cast<int>(run.edges) / kEdgeChunk;
-      const int count = (groups + kSliceGroups - 1) / kSliceGroups * outputs;
-      for (int s = lane_; s < count; s += 32) {
-        const int group = s / outputs * kSliceGroups, width = min(kSliceGroups, groups - group);
-        const int64_t before = static_cast<int64_t>(group) * chunks;  // chunks of the run
-        Slice slice;
-        slice.indices = static_cast<uint32_t>(run.index_offset / kWordAlignment + before / 2);
-        slice.values = run.value_offset < 0 ? 0 : static_cast<uint32_t>(run.value_offset / kWordAlignment + before);
-        slice.value = static_cast<float>(run.value);
-        slice.first_slot = static_cast<uint32_t>(run.first_slot + group * outputs + s % outputs * width);
-        slice.last_lane = width - 1;
-        slice.chunks = chunks;
-        slices[first + s] = slice;
-      }
-      first += count;
-    }
-    if (lane_ == 0) {
-      const float* biases =
-          record.bias_offset < 0 ? nullptr : reinterpret_cast<const float*>(step_.words) + record.bias_offset;
-      state_.heads[l % kLayers] = {first,
-                                   static_cast<int>(record.outputs),
-                                   record.prunable != 0,
-                                   step_.scale.bounds(record),
-                                   static_cast<float>(record.bias),
-                                   biases};
-    }
-  }
-
-  const ResidentStep& step_;
-  const PlanLayer* layers_;
-  const PlanRun* runs_;
-  BlockState& state_;
-  Slice* slices_;
-  int most_slices_;
-  int lane_;
-};
-
-// A piece is up to kPieceChunks chunks of a slice. This is where one lies in shared memory, [chunk][width].
-struct alignas(16) Slot {
-  uint2 indices[kPieceChunks * 32];
-  float4 values[kPieceChunks * 32];
-  float biases[32];
-};
-
-// Brings a warp's pieces into shared memory, several ahead, across layers.
-class Supply {
- public:
-  __device__ Supply(const ResidentStep& step, const BlockState& state, const Slice* slices, int most_slices,
-                    Slot* slots, int slot_count, int warp, int warps)
-      : step_(step),
-        state_(state),
-        slices_(slices),
-        most_slices_(most_slices),
-        slots_(slots),
-        slot_count_(slot_count),
-        warps_(warps),
-        warp_(warp),
-        layer_(step.first_layer),
-        slice_(warp) {}
-
-  // Starts what there is room for and what is described while layer `l` is computed.
-  __device__ void fill(int l) {
-    while (asked_ - taken_ < slot_count_ - 1 && find_slice(l)) ask();
-  }
-
-  // The next piece. All lanes must be through with the one before.
-  __device__ const Slot& take(int l) {
-    switch (asked_ - taken_) {
-      case 0:
-        fill(l);
-        finish_copies<0>();
-        break;
-      case 1:
-        finish_copies<0>();
-        break;
-      case 2:
-        finish_copies<1>();
-        break;
-      default:
-        finish_copies<2>();
-    }
-    __syncwarp();
-    return slots_[taken_++ % slot_count_];
-  }
-
- private:
-  // Goes to the next slice that has no piece yet. Returns whether there is one.
-  __device__ bool find_slice(int l) {
-    for (; layer_ < step_.end_layer && layer_ < l + kDescribed; ++layer_, slice_ = warp_) {
-      if (slice_ < state_.heads[layer_ % kLayers].slices) return true;
-    }
-    return false;
-  }
-
-  __device__ void ask() {
-    const Slice slice = slices_[layer_ % kLayers * most_slices_ + slice_];
-    Slot& slot = slots_[asked_++ % slot_count_];
-    const int lane = threadIdx.x % 32, width = slice.width();
-    const int chunks = min(kPieceChunks, static_cast<int>(slice.chunks) - chunk_);
-    const uint4* plan = reinterpret_cast<const uint4*>(step_.words);
-    const uint4* indices = plan + slice.indices + chunk_ * width / 2;
-    for (int k = lane; k < (chunks * width + 1) / 2; k += 32) {
-      copy_async<16>(reinterpret_cast<uint4*>(slot.indices) + k, indices + k);
-    }
-    if (slice.values) {
-      const uint4* values = plan + slice.values + chunk_ * width;
-      for (int k = lane; k < chunks * width; k += 32) copy_async<16>(slot.values + k, values + k);
-    }
-    const float* biases = state_.heads[layer_ % kLayers].biases;
-    if (biases && lane < width) copy_async<4>(slot.biases + lane, biases + slice.first_slot + lane);
-    close_copies();
-    chunk_ += kPieceChunks;
-    if (chunk_ >= static_cast<int>(slice.chunks)) chunk_ = 0, slice_ += warps_;
-  }
-
-  const ResidentStep& step_;
-  const BlockState& state_;
-  const Slice* slices_;
-  int most_slices_;
-  Slot* slots_;
-  int slot_count_, warps_, warp_;
-  int layer_, slice_, chunk_ = 0;  // of the next piece to ask for
-  int asked_ = 0, taken_ = 0;      // pieces
-};
-
-template <int kVector>
-struct alignas(kVector * sizeof(float)) Vector {
-  float x[kVector];
-};
-
-// The edges of kChunks chunks of a lane's output.
-template <int kVector, int kChunks>
-__device__ __forceinline__ void multiply(const uint2* indices, const float4* values, float value, int width,
-                                         const Vector<kVector>* in, float (&sums)[kVector]) {
-  uint2 index[kChunks];
-  float4 weight[kChunks];
-  Vector<kVector> features[kChunks][kEdgeChunk];
-#pragma unroll
-  for (int k = 0; k < kChunks; ++k) {
-    index[k] = indices[k * width];
-    weight[k] = values ? values[k * width] : make_float4(value, value, value, value);
-  }
-#pragma unroll
-  for (int k = 0; k < kChunks; ++k) {
-#pragma unroll
-    for (int edge = 0; edge < kEdgeChunk; ++edge) features[k][edge] = in[index_of(index[k], edge)];
-  }
-#pragma unroll
-  for (int k = 0; k < kChunks; ++k) {
-#pragma unroll
-    for (int v = 0; v < kVector; ++v) {
-      sums[v] = fmaf(weight[k].x, features[k][0].x[v], sums[v]);
-      sums[v] = fmaf(weight[k].y, features[k][1].x[v], sums[v]);
-      sums[v] = fmaf(weight[k].z, features[k][2].x[v], sums[v]);
-      sums[v] = fmaf(weight[k].w, features[k][3].x[v], sums[v]);
-    }
-  }
+// So many features of so wide layers fit no device's shared memory, twice.
+bool may_fit(int64_t width, int features) {
+  constexpr int64_t kMostShared = 256 * 1024;
+  return 2 * width * features * static_cast<int64_t>(sizeof(float)) <= kMostShared;
 }
 
-// One of the warps that multiply: computes its outputs of layer l for kVector features, from `in` to `out`, which hold
-// activations as [neuron][kVector]. Returns a bit for each feature that this lane's outputs leave active.
-template <int kVector>
-__device__ uint32_t compute_layer(const ResidentStep& step, const Head& head, const Slice* slices, int l,
-                                  Supply& supply, int warp, int warps, const Vector<kVector>* in,
-                                  Vector<kVector>* out) {
-  const int lane = threadIdx.x % 32;
-  uint32_t active = 0;
-  supply.fill(l);
-  for (int s = warp; s < head.slices; s += warps) {
-    const Slice slice = slices[s];
-    const int width = slice.width(), row = min(lane, static_cast<int>(slice.last_lane));  // more do as the last does
-    float sums[kVector];
-    for (int left = slice.chunks, first = 1; first || left > 0; left -= kPieceChunks, first = 0) {
-      const Slot& slot = supply.take(l);
-      if (first) {
-        const float start = (head.biases ? slot.biases[row] : head.bias) * step.scale.per_unit;
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) sums[v] = start;
-      }
-      const uint2* indices = slot.indices + row;
-      const float4* values = slice.values ? slot.values + row : nullptr;
-      int chunks = min(left, kPieceChunks);
-      for (; chunks >= 4; chunks -= 4, indices += 4 * width, values += slice.values ? 4 * width : 0) {
-        multiply<kVector, 4>(indices, values, slice.value, width, in, sums);
-      }
-      for (; chunks > 0; --chunks, indices += width, values += slice.values ? width : 0) {
-        multiply<kVector, 1>(indices, values, slice.value, width, in, sums);
-      }
-      supply.fill(l);
-    }
-    head.bounds.clip(sums);
-    if (lane == row) {
-      Vector<kVector> result;
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) {
-        result.x[v] = sums[v];
-        active |= static_cast<uint32_t>((__float_as_uint(sums[v]) << 1) != 0) << v;  // -0.0 is zero
-      }
-      out[slice.first_slot + lane] = result;
-    }
-  }
-  return active;
-}
-
-__device__ __forceinline__ int64_t id_of(const ResidentStep& step, int64_t place) {
-  return step.ids ? step.ids[place] : place;
-}
-
-// Brings the tile's features into shared memory; those past the last are zero.
-template <int kVector>
-__device__ void load_features(const ResidentStep& step, int64_t first, int64_t count, int width, float* in) {
-  for (int k = threadIdx.x; k < width * kVector; k += blockDim.x) {
-    // Neighbouring threads read neighbours in the row, or in the tile.
-    const int v = step.source ? k % kVector : k / width, neuron = step.source ? k / kVector : k % width;
-    const int64_t place = first + v;
-    float x = 0;
-    if (place < count) {
-      x = step.source ? step.source[tiled_offset(step.slots ? step.slots[place] : place, neuron, width)]
-                      : feature_at(step.input, place, neuron);
-    }
-    in[neuron * kVector + v] = x;
-  }
-}
-
-// After the last layer: the answer, in the caller's order.
-template <int kVector>
-__device__ void store_results(const ResidentStep& step, int64_t first, uint32_t active, const float* out) {
-  if (threadIdx.x < kVector && (active >> threadIdx.x & 1u)) step.alive[id_of(step, first + threadIdx.x)] = true;
-  if (!step.activations) return;
-  for (int v = 0; v < kVector; ++v) {
-    if (!(active >> v & 1u)) continue;
-    float* row = step.activations + id_of(step, first + v) * step.outputs;
-    for (int64_t output = threadIdx.x; output < step.outputs; output += blockDim.x) {
-      row[output] = out[step.slot_of[output] * kVector + v] * step.scale.unit;
-    }
-  }
-}
-
-// Between launches: the kept features move together, so that the next launch finds no gaps.
-template <int kVector>
-__device__ void store_tile(const ResidentStep& step, int64_t first, int width, uint32_t kept, BlockState& state,
-                           const float* out) {
-  if (threadIdx.x == 0) state.first_target = atomicAdd(step.target_count, __popc(kept));
-  __syncthreads();
-  int64_t target = state.first_target;
-  for (int v = 0; v < kVector; ++v) {
-    if (!(kept >> v & 1u)) continue;
-    if (threadIdx.x == 0) step.target_ids[target] = static_cast<int32_t>(id_of(step, first + v));
-    for (int neuron = threadIdx.x; neuron < width; neuron += blockDim.x) {
-      step.target[tiled_offset(target, neuron, width)] = out[neuron * kVector + v];
-    }
-    ++target;
-  }
-}
-
-// How a block's shared memory is laid out.
-struct Room {
-  int workers;      // warps that multiply
-  int most_slices;  // of a layer
-  int slots;        // of a worker
-  int features;     // of a block, at most
-
-  __host__ __device__ int64_t slot_bytes() const { return static_cast<int64_t>(workers) * slots * sizeof(Slot); }
-  __host__ __device__ int64_t slice_bytes() const {
-    return static_cast<int64_t>(kLayers) * most_slices * sizeof(Slice);
-  }
-  // Of one of the two buffers of activations.
-  __host__ __device__ int64_t buffer_floats(int64_t width) const { return (width * features + 3) / 4 * 4; }
-  int64_t bytes(int64_t width) const {
-    return slot_bytes() + slice_bytes() + 2 * buffer_floats(width) * static_cast<int64_t>(sizeof(float));
-  }
-};
-
-template <int kVector>
-__device__ void run_tile(const ResidentStep& step, const Room& room, int64_t first, int64_t count, BlockState& state,
-                         char* shared) {
-  Slot* slots = reinterpret_cast<Slot*>(shared);
-  Slice* slices = reinterpret_cast<Slice*>(shared + room.slot_bytes());
-  float* in = reinterpret_cast<float*>(shared + room.slot_bytes() + room.slice_bytes());
-  float* out = in + room.buffer_floats(step.max_width);
-  const int warp = threadIdx.x / 32;
-  const bool is_clerk = warp == room.workers;
-  const int64_t present = min(static_cast<int64_t>(kVector), count - first);
-  const uint32_t used = (1u << present) - 1;
-  Clerk clerk(step, state, slices, room.most_slices);
-  Supply supply(step, state, slices, room.most_slices, slots + warp * room.slots, room.slots, warp, room.workers);
-  if (is_clerk) clerk.begin();
-  if (threadIdx.x < kLayers) state.active_words[threadIdx.x] = 0;
-  if (threadIdx.x < kVector) {
-    const bool counts = threadIdx.x < present;
-    state.members[threadIdx.x] = counts && step.members ? step.members[id_of(step, first + threadIdx.x)] : counts;
-  }
-  const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
-  load_features<kVector>(step, first, count, static_cast<int>(__ldg(&layers[step.first_layer].inputs)), in);
-  __syncthreads();
-  uint32_t active = 0;
-  for (int l = step.first_layer; l < step.end_layer; ++l) {
-    uint32_t* word = &state.active_words[l % kLayers];
-    if (is_clerk) {
-      clerk.advance(l);
-    } else {
-      uint32_t mine = compute_layer<kVector>(step, state.heads[l % kLayers], slices + l % kLayers * room.most_slices, l,
-                                             supply, warp, room.workers, reinterpret_cast<const Vector<kVector>*>(in),
-                                             reinterpret_cast<Vector<kVector>*>(out));
-      if (step.active || l + 1 == step.end_layer) {
-        mine = __reduce_or_sync(0xFFFFFFFFu, mine);
-        if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
-      }
-    }
-    __syncthreads();
-    active = *word & used;
-    if (threadIdx.x == 0) {
-      state.active_words[(l + 2) % kLayers] = 0;  // all have read it, six layers ago
-      if (step.active && active) {
-        int32_t sum = 0;
-        for (int v = 0; v < kVector; ++v) sum += active >> v & 1u ? state.members[v] : 0;
-        atomicAdd(step.active + l, sum);
-      }
-    }
-    float* swap = in;
-    in = out, out = swap;
-  }
-  const Head head = state.heads[(step.end_layer - 1) % kLayers];
-  if (!step.target) {
-    store_results<kVector>(step, first, active, in);
-  } else if (const uint32_t kept = head.prunable ? active : used) {
-    store_tile<kVector>(step, first, head.outputs, kept, state, in);
-  }
-  __syncthreads();
-}
-
-// Few features are spread over all blocks.
-__global__ void __launch_bounds__((kMostWorkers + 1) * 32)
-    chain_kernel(const __grid_constant__ ResidentStep step, Room room, int64_t most_features) {
-  extern __shared__ __align__(16) char shared[];
-  __shared__ BlockState state;
-  const int64_t count = step.count ? *step.count : step.features, blocks = gridDim.x;
-  if (count > most_features) return;
-  const auto run = [&](auto vector) {
-    constexpr int kVector = decltype(vector)::value;
-    for (int64_t first = blockIdx.x * kVector; first < count; first += blocks * kVector) {
-      run_tile<kVector>(step, room, first, count, state, shared);
-    }
-  };
-  if (count <= blocks || room.features == 1) {
-    run(std::integral_constant<int, 1>{});
-  } else if (count <= 2 * blocks || room.features == 2) {
-    run(std::integral_constant<int, 2>{});
-  } else {
-    run(std::integral_constant<int, kMostFeatures>{});
-  }
-}
-
-// Rather more features than more slots: they share the weights.
-Room room_for(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
+Room room_for(const PlanView& plan, int64_t first_layer, int64_t end_layer, int most_features,
+              const DeviceLimits& limits) {
   const int64_t width = widest(plan, first_layer, end_layer);
-  const int slices = static_cast<int>(most_slices(plan, first_layer, end_layer));
-  Room room{std::min(slices, kMostWorkers), slices, kMostSlots, kMostFeatures};
-  const auto fits = [&] {
-    return room.bytes(width) + static_cast<int64_t>(sizeof(BlockState)) <= limits.block_shared_bytes;
-  };
-  if (!fits()) room.slots = kFewestSlots;
-  while (!fits() && room.features > 1) room.features /= 2;
-  while (!fits() && room.workers > 1) --room.workers;
-  return room;
+  for (int features = most_features; features > 0; features /= 2) {
+    Room room;
+    room.features = features;
+    while (kFew << room.deal.quad_bits < features) ++room.deal.quad_bits;
+    const int64_t portions = most_portions(plan, first_layer, end_layer, room.deal);
+    room.deal.warps = static_cast<int>(std::min<int64_t>(portions, kMostWarps));
+    room.deal.portions_of_layer = static_cast<int>((portions + room.deal.warps - 1) / room.deal.warps);
+    room.buffer_floats = (width * features + 3) / 4 * 4;
+    if (may_fit(width, features) && room.shared_bytes() + kSharedStatic <= limits.block_shared_bytes) return room;
+  }
+  return {};
 }
 
-}  // namespace
+// The two launches of a step: `few` spreads few features over all multiprocessors; from `limit` on `many` of them share
+// what a block reads of the plan.
+struct Rooms {
+  Room few, many;
+  int64_t limit = 0;
 
-const char* check_chain(const PlanView& plan, int64_t first_layer, int64_t end_layer) {
-  for (int64_t l = first_layer; l < end_layer; ++l) {
-    const PlanLayer& layer = plan.layers[l];
-    if (std::max(layer.inputs, layer.outputs) > kWidest)
-      return "the schedule holds a chain of layers that are too wide";
-    if (layer.runs > kMostRuns) return "the schedule holds a chain of rows of too many lengths";
-    for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
-      if (plan.runs[r].group_outputs > 1 && plan.runs[r].value_offset >= 0) {
-        return "the schedule holds a chain of outputs that share their inputs";
-      }
-    }
+  Rooms(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits)
+      : few(room_for(plan, first_layer, end_layer, kFew, limits)),
+        many(room_for(plan, first_layer, end_layer, kMany, limits)),
+        limit(int64_t{kBlocksOfFew} * kFew * limits.multiprocessors) {
+    few.spread = limits.multiprocessors;
+    if (many.features <= kFew) limit = INT64_MAX;
+  }
+};
+
+cudaError_t launch(const ResidentStep& step, const Room& room, int64_t more_than, int64_t most, cudaStream_t stream) {
+  const int threads = 32 * room.deal.warps;
+  int64_t resident_blocks = 0;
+  const cudaError_t error = resident_block_count(chain_kernel, threads, room.shared_bytes(), &resident_blocks);
+  if (error != cudaSuccess) return error;
+  const int64_t blocks = std::min({resident_blocks, step.features, most});
+  chain_kernel<<<static_cast<unsigned>(blocks), threads, room.shared_bytes(), stream>>>(step, room, more_than, most);
+  return cudaGetLastError();
+}
+
+// What is wrong with a layer of a chain, or null.
+const char* check_chained(const PlanView& plan, const PlanLayer& layer) {
+  if (std::max(layer.inputs, layer.outputs) > kWidest) return "the schedule holds a chain of layers that are too wide";
+  for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
+    if (plan.runs[r].group_outputs > 1) return "the schedule holds a chain of outputs that are laid out in groups";
   }
   return nullptr;
 }
 
-cudaError_t chain_features(const PlanView& plan, int64_t first_layer, int64_t end_layer, int64_t* features) {
-  DeviceLimits limits;
-  if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
-  *features = static_cast<int64_t>(limits.multiprocessors) * room_for(plan, first_layer, end_layer, limits).features;
-  return cudaSuccess;
+}  // namespace
+
+const char* check_chain(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
+  for (int64_t l = first_layer; l < end_layer; ++l) {
+    if (const char* wrong = check_chained(plan, plan.layers[l])) return wrong;
+  }
+  const bool fits = Rooms(plan, first_layer, end_layer, limits).few.features > 0;
+  return fits ? nullptr : "the schedule chains layers that are too wide for shared memory: build the plan again";
 }
 
-cudaError_t launch_chain(const ResidentStep& step, const PlanView& plan, int64_t most_features, cudaStream_t stream) {
+// Whatever the device, and whichever layers are a step.
+int64_t chain_workspace_bytes(const PlanView& plan) {
+  int64_t layers = 0, most[kMostQuadBits + 1] = {};
+  for (int64_t l = 0; l < plan.header->layers; ++l) {
+    if (check_chained(plan, plan.layers[l])) continue;
+    ++layers;
+    for (int bits = 0; bits <= kMostQuadBits; ++bits) {
+      if (bits > 0 && !may_fit(widest(plan, l, l + 1), kFew << bits)) continue;
+      Deal deal{};
+      deal.quad_bits = bits;
+      most[bits] = std::max(most[bits], round_up(most_portions(plan, l, l + 1, deal), kMostWarps));
+    }
+  }
+  return layers * (most[0] + *std::max_element(most, most + kMostQuadBits + 1)) * static_cast<int64_t>(sizeof(Portion));
+}
+
+cudaError_t launch_chain(const ResidentStep& step, const PlanView& plan, void* workspace, cudaStream_t stream) {
   DeviceLimits limits;
   cudaError_t error = read_device_limits(&limits);
   if (error != cudaSuccess) return error;
-  const Room room = room_for(plan, step.first_layer, step.end_layer, limits);
-  const int threads = 32 * (room.workers + 1);
-  const int64_t shared = room.bytes(step.max_width);
-  int64_t resident_blocks = 0;
-  if ((error = resident_block_count(chain_kernel, threads, shared, &resident_blocks)) != cudaSuccess) return error;
-  const int64_t blocks = std::min({resident_blocks, step.features, most_features});
-  chain_kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(step, room, most_features);
-  return cudaGetLastError();
+  Rooms rooms(plan, step.first_layer, step.end_layer, limits);
+  const int layers = step.end_layer - step.first_layer;
+  const bool has_many = step.features > rooms.limit;
+  rooms.few.deal.portions = static_cast<Portion*>(workspace);
+  rooms.many.deal.portions = rooms.few.deal.portions + rooms.few.deal.count(layers);
+  const dim3 grid(static_cast<unsigned>(layers), has_many ? 2 : 1);
+  deal_kernel<<<grid, 128, 0, stream>>>(step, rooms.few.deal, rooms.many.deal);
+  if ((error = cudaGetLastError()) != cudaSuccess) return error;
+  if ((error = launch(step, rooms.few, 0, rooms.limit, stream)) != cudaSuccess || !has_many) return error;
+  return launch(step, rooms.many, rooms.limit, INT64_MAX, stream);
 }
 
 }  // namespace spdnn::cuda

@@ -25,6 +25,7 @@ struct Workspace {
   int32_t* counts;  // features in work: before, and after each step
   uint8_t* flags;
   FeatureClasses classes;  // only where the plan lets equal features be merged
+  uint4* chain;            // what a chain's launches write down
 
   // Lays the arrays out from `base` on. Returns the bytes they take.
   int64_t lay_out(char* base, const PlanView& plan, int64_t features) {
@@ -46,6 +47,7 @@ struct Workspace {
     take(classes.table, classes.table_places);
     take(classes.leader_of, entries);
     take(classes.members, entries);
+    take(chain, chain_workspace_bytes(plan) / static_cast<int64_t>(sizeof *chain));
     return used;
   }
 
@@ -169,13 +171,11 @@ class Launcher {
       step.target_ids = next_ids();
       step.target_count = next_count_;
     }
-    int64_t chained = schedule.action == kChain ? call_.features : 0;  // features up to which the chain takes them
-    if (schedule.action == kChainOrResident) {
-      check(chain_features(call_.plan, schedule.first_layer, schedule.end_layer, &chained));
+    if (schedule.action == kChain) {
+      check(launch_chain(step, call_.plan, workspace_.chain, stream_));
+    } else {
+      check(launch_resident(step, call_.plan, stream_));
     }
-    if (chained > 0) check(launch_chain(step, call_.plan, chained, stream_));
-    step.more_than = chained;
-    if (chained < call_.features) check(launch_resident(step, call_.plan, stream_));
     flip_tiles();
     flip_lists();
     now_.slots = nullptr;
@@ -289,11 +289,8 @@ const char* check_step(const PlanView& plan, const ScheduleStep& step, const Sch
       if (layers != 1) return "a step of the staged family has one layer";
       return plan.layers[step.first_layer].staged_offset >= 0 ? nullptr : "a layer lacks the staged family's sections";
     case kChain:
-    case kChainOrResident:
-      if (layers < 1) return "a step of the chain family has no layer";
-      if (const char* wrong = check_chain(plan, step.first_layer, step.end_layer)) return wrong;
-      if (step.action == kChain) return nullptr;
-      [[fallthrough]];
+      return layers < 1 ? "a step of the chain family has no layer"
+                        : check_chain(plan, step.first_layer, step.end_layer, limits);
     case kResident:
       if (layers < 1) return "a step of the resident family has no layer";
       if (resident_features(plan, step.first_layer, step.end_layer, limits) > 0) return nullptr;

@@ -17,12 +17,11 @@ struct ScheduleStep {
   int64_t end_layer;
 };
 
-inline constexpr int64_t kGrouped = 1;          // one layer a step
-inline constexpr int64_t kResident = 2;         // all layers of the step in one launch
-inline constexpr int64_t kStaged = 3;           // one layer a step
-inline constexpr int64_t kEqualFeatures = 4;    // no layer: looks for equal features, in plans that allow it
-inline constexpr int64_t kChain = 5;            // all layers of the step in one launch
-inline constexpr int64_t kChainOrResident = 6;  // the same, for few features and for many
+inline constexpr int64_t kGrouped = 1;        // one layer a step
+inline constexpr int64_t kResident = 2;       // all layers of the step in one launch
+inline constexpr int64_t kStaged = 3;         // one layer a step
+inline constexpr int64_t kEqualFeatures = 4;  // no layer: looks for equal features, in plans that allow it
+inline constexpr int64_t kChain = 5;          // all layers of the step in one launch
 
 struct NetworkCall {
   PlanView plan;                    // on the host

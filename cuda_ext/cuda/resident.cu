@@ -12,28 +12,6 @@ namespace {
 
 constexpr int kSumsOfThread = 64;  // outputs times features that a thread has of a layer
 
-// [neuron][columns], once: a layer's sums stay in registers until all threads are through with its inputs.
-template <int kFeaturesOfThread>
-struct Activations {
-  static constexpr int kVector = kFeaturesOfThread;
-  float* data;
-  Columns columns;
-
-  __host__ __device__ static int64_t bytes(int64_t width, int tile) {
-    return (width * tile * static_cast<int64_t>(sizeof(float)) + 15) / 16 * 16;
-  }
-
-  __device__ Activations(char* memory, const Columns& columns)
-      : data(reinterpret_cast<float*>(memory)), columns(columns) {}
-
-  __device__ float* at(int neuron, int column) const { return data + (neuron << columns.count_bits) + column; }
-  __device__ void set(int neuron, int column, float x) const { *at(neuron, column) = x; }
-  __device__ void set_vector(int neuron, int column, const float (&x)[kVector]) const {
-    store_vector<kVector>(at(neuron, column), x);
-  }
-  __device__ float get(int neuron, int column) const { return *at(neuron, column); }
-};
-
 // The sums of a thread, first in, first out: registers have no addresses, so what is kept moves up when a part is
 // added, and again when one is taken. A few moves beside all multiply-adds of a part, and a loop's body serves all
 // parts.
@@ -111,7 +89,7 @@ template <int kOutputs>
 struct ValueChunk {
   float of[kEdgeChunk][kOutputs];
 
-  __device__ __forceinline__ explicit ValueChunk(float value) {
+  __device__ __forceinline__ void fill(float value) {
 #pragma unroll
     for (int e = 0; e < kEdgeChunk; ++e) {
 #pragma unroll
@@ -149,13 +127,13 @@ struct ValueChunk {
 struct NoValues {
   float value;
 
-  __device__ __forceinline__ explicit NoValues(float value) : value(value) {}
+  __device__ __forceinline__ void fill(float shared) { value = shared; }
   __device__ __forceinline__ float at(int, int) const { return value; }
   __device__ __forceinline__ void load(const float*, int, int, int) {}
 };
 
 // Adds the unit's edges to its sums: one multiply-add for each edge, output and feature. Indices, and values where they
-// take few registers, are a chunk ahead, for they may come from device memory.
+// take few registers, are asked for ahead, for they may come from device memory.
 template <int kVector, int kOutputs, bool kStored>
 __device__ __forceinline__ void add_edges(const LayerView& view, const PlanRun& run, const Unit& unit,
                                           const FeatureColumn<kVector>& column, float (&sums)[kOutputs][kVector]) {
@@ -166,33 +144,41 @@ __device__ __forceinline__ void add_edges(const LayerView& view, const PlanRun& 
   const float* values = view.at<float>(stored ? run.value_offset : run.index_offset);
   const float shared_value = static_cast<float>(run.value);
   const int group_outputs = static_cast<int>(run.group_outputs);
-  std::conditional_t<kStored, ValueChunk<kOutputs>, NoValues> next_values(shared_value);
-  int position = unit.slice * chunks + unit.lane;
-  const int end = position + chunks * unit.width;
-  uint2 next = indices[position];
+  using Values = std::conditional_t<kStored, ValueChunk<kOutputs>, NoValues>;
   constexpr bool kAhead = kOutputs == 1;
-  if (kAhead && stored) next_values.load(values, position, group_outputs, unit.first_output);
+  constexpr int kDepth = 2;  // chunks: one that is multiplied, and one on its way
+  int position = unit.slice * chunks + unit.lane;
+  const int last = position + (chunks - 1) * unit.width;
+  uint2 index[kDepth];
+  Values weights[kAhead ? kDepth : 1];
+  const auto load = [&](int k, int at) {
+    index[k] = indices[at];
+    if (kAhead && stored) weights[k].load(values, at, group_outputs, unit.first_output);
+  };
+  for (Values& chunk : weights) chunk.fill(shared_value);
+#pragma unroll
+  for (int k = 0; k < kDepth; ++k) load(k, min(position + k * unit.width, last));
 #pragma unroll 1
-  while (position < end) {
-    const uint2 now = next;
-    if (!kAhead && stored) next_values.load(values, position, group_outputs, unit.first_output);
-    const auto weights = next_values;
-    position += unit.width;
-    if (position < end) {
-      next = indices[position];
-      if (kAhead && stored) next_values.load(values, position, group_outputs, unit.first_output);
-    }
-    float x[kEdgeChunk][kVector];
+  while (position <= last) {
 #pragma unroll
-    for (int e = 0; e < kEdgeChunk; ++e) column.load(index_of(now, e), x[e]);
+    for (int k = 0; k < kDepth; ++k) {
+      if (k > 0 && position > last) break;
+      Values& now = weights[kAhead ? k : 0];
+      if (!kAhead && stored) now.load(values, position, group_outputs, unit.first_output);
+      float x[kEdgeChunk][kVector];
 #pragma unroll
-    for (int e = 0; e < kEdgeChunk; ++e) {
+      for (int e = 0; e < kEdgeChunk; ++e) column.load(index_of(index[k], e), x[e]);
 #pragma unroll
-      for (int r = 0; r < kOutputs; ++r) {
-        const float weight = weights.at(e, r);
+      for (int e = 0; e < kEdgeChunk; ++e) {
 #pragma unroll
-        for (int v = 0; v < kVector; ++v) sums[r][v] = fmaf(weight, x[e][v], sums[r][v]);
+        for (int r = 0; r < kOutputs; ++r) {
+          const float weight = now.at(e, r);
+#pragma unroll
+          for (int v = 0; v < kVector; ++v) sums[r][v] = fmaf(weight, x[e][v], sums[r][v]);
+        }
       }
+      load(k, min(position + kDepth * unit.width, last));  // into the registers that have just been read
+      position += unit.width;
     }
   }
 }
@@ -266,9 +252,8 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + Activations<kVector>::bytes(step.max_width, tile)));
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
   const int64_t count = step.count ? *step.count : step.features;
-  if (count <= step.more_than) return;
   const Columns columns = share_of_block(count, kVector, tile);
-  const Activations<kVector> activations(memory, columns);
+  const Activations<kVector> activations(reinterpret_cast<float*>(memory), columns);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
        first += static_cast<int64_t>(gridDim.x) * columns.count()) {
     const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);
@@ -345,16 +330,34 @@ struct Choice {
 
 int vector_for(int features) { return std::min(features, 4); }
 
+// So many threads that a block's share of its multiprocessor's threads is its share of the shared memory: a wide input
+// is read by all of them, though few outputs may follow.
+int64_t threads_for_share(int64_t bytes, const DeviceLimits& limits) {
+  return std::clamp<int64_t>(kMostThreads * bytes / limits.block_shared_bytes / 32 * 32, 64, kMostThreads);
+}
+
+// `blocks` of a multiprocessor. Returns no features where these do not fit.
+Choice choose(const Kind& kind, int64_t width, int blocks, int fewest, const DeviceLimits& limits) {
+  for (int features = kMostFeatures; features >= fewest; features /= 2) {
+    const int64_t outputs_of_thread = kSumsOfThread / vector_for(features), lanes = features / vector_for(features);
+    const int64_t threads = round_up((kind.most_outputs + outputs_of_thread - 1) / outputs_of_thread * lanes, 32);
+    const int64_t bytes = Activations<4>::bytes(width, features) + kSharedStatic;
+    if (blocks * bytes <= limits.block_shared_bytes && blocks * threads <= kMostThreads) {
+      return {features, static_cast<int>(std::max(threads, threads_for_share(bytes, limits)))};
+    }
+  }
+  return {};
+}
+
+// Two blocks, where outputs share what they read: while one waits at a barrier, the other multiplies. Outputs alone
+// need the features of a whole block to share the weights.
 Choice choose(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
   const Kind kind(plan, first_layer, end_layer);
   const int64_t width = widest(plan, first_layer, end_layer);
-  for (int features = kMostFeatures; features >= 2; features /= 2) {
-    const int64_t outputs_of_thread = kSumsOfThread / vector_for(features), lanes = features / vector_for(features);
-    const int64_t threads = round_up((kind.most_outputs + outputs_of_thread - 1) / outputs_of_thread * lanes, 32);
-    const bool fits = Activations<4>::bytes(width, features) + kSharedStatic <= limits.block_shared_bytes;
-    if (fits && threads <= kMostThreads) return {features, static_cast<int>(std::max<int64_t>(threads, 64))};
+  if (kind.outputs > 1) {
+    if (const Choice choice = choose(kind, width, 2, 4, limits); choice.features > 0) return choice;
   }
-  return {};
+  return choose(kind, width, 1, 2, limits);
 }
 
 template <int kVector, int kOutputs, bool kStored>

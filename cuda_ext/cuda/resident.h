@@ -30,7 +30,6 @@ struct ResidentStep {
   const int32_t* members;  // how many features each one stands for; null: itself
   const int32_t* count;    // features in work; null: all
   int64_t features;
-  int64_t more_than;  // the kernel leaves everything as it is where no more features are in work
 
   float* target;  // tiles; null after the last layer
   int32_t* target_ids;

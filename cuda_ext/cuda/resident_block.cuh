@@ -195,6 +195,27 @@ __device__ __forceinline__ void store_vector(float* address, const float (&x)[kV
   }
 }
 
+// The features of a block in shared memory: [neuron][columns].
+template <int kFeaturesOfThread>
+struct Activations {
+  static constexpr int kVector = kFeaturesOfThread;
+  float* data;
+  Columns columns;
+
+  __host__ __device__ static int64_t bytes(int64_t width, int tile) {
+    return (width * tile * static_cast<int64_t>(sizeof(float)) + 15) / 16 * 16;
+  }
+
+  __device__ Activations(float* data, const Columns& columns) : data(data), columns(columns) {}
+
+  __device__ float* at(int neuron, int column) const { return data + (neuron << columns.count_bits) + column; }
+  __device__ void set(int neuron, int column, float x) const { *at(neuron, column) = x; }
+  __device__ void set_vector(int neuron, int column, const float (&x)[kVector]) const {
+    store_vector<kVector>(at(neuron, column), x);
+  }
+  __device__ float get(int neuron, int column) const { return *at(neuron, column); }
+};
+
 // The caller's rows. Neighbouring threads take neighbouring features, so that their stores fall into different banks; a
 // thread takes sixteen bytes of a row at a time.
 template <typename Activations>

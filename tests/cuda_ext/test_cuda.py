@@ -60,7 +60,7 @@ def test_schedule_covers_all_layers_in_order() -> None:
 
 def test_the_planner_looks_at_the_width() -> None:
     narrow, wide = build_plan(random_network(0, [50, 60])), build_plan(random_network(0, [17000, 6], density=0.01))
-    assert planner.schedule(narrow.table).families == ["chain or resident"]
+    assert planner.schedule(narrow.table).families == ["chain"]
     assert planner.schedule(wide.table).families == ["staged"]
     assert "staged for 1 (wider, fewer than 2 outputs in a row group)" in wide.summary()
 
@@ -97,11 +97,11 @@ def test_an_unknown_family_is_refused() -> None:
 def test_narrow_layers_that_share_nothing_are_chained() -> None:
     """Whatever the network: here half the outputs of a third one agree in their inputs, which a chain does not use."""
     alone, shared = random_network(0, [50, 60, 40]), random_network(0, [50, 60, 40], grouped=3)
-    assert planner.schedule(build_plan(alone).table).families == ["chain or resident"] * 2
+    assert planner.schedule(build_plan(alone).table).families == ["chain"] * 2
     assert planner.schedule(build_plan(shared).table).families == ["resident"] * 2
     between = [*alone.layers, *random_network(1, [40, 40], grouped=8).layers, *random_network(2, [40, 30]).layers]
     families = planner.schedule(build_plan(SparseNetwork(between)).table).families
-    assert families == ["resident"] * 3 + ["chain or resident"], "launches are not cut for a chain's sake"
+    assert families == ["resident"] * 4, "launches are not cut for a short chain's sake"
     with pytest.raises(ValueError, match="this plan is no chain"):
         planner.schedule(build_plan(shared).table, "chain")
     assert planner.schedule(build_plan(shared, kernel="chain").table, "chain").families == ["chain"] * 2
@@ -170,7 +170,7 @@ def test_activations_side_by_side(family: planner.Kernel, activation: tuple[Clip
 @pytest.mark.parametrize("edges", [0, 1, 5000])
 def test_rows_of_any_length(family: planner.Kernel, edges: int) -> None:
     generator = np.random.default_rng(edges)
-    inputs = 4000 if family == "chain" else 6000  # a chain takes no more than 4,096
+    inputs = 6000
     dense = np.zeros((inputs, 9))
     dense[generator.choice(inputs, min(edges, inputs), replace=False), 4] = generator.normal() * 0.1
     network = SparseNetwork((SparseLayer.from_dense(dense, -0.01),))
