@@ -52,6 +52,10 @@ _WIDE = 2048
 _SHORTEST_CHAIN = 4
 """Layers for whose sake resident ones are cut into two launches."""
 
+_ALONE = 512
+"""A layer that is wider, and that no other one can join in a launch, runs grouped: nothing is saved that would pay for
+bringing a few features at a time into shared memory."""
+
 _LONGEST_STEP = 4096
 """Layers of one launch at most."""
 
@@ -158,7 +162,7 @@ def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = 
             steps += [Step(families[first], layer, layer + 1) for layer in range(first, end)]
             continue
         for part in _fused_launches(widths, first, end):
-            alone = kernel == "auto" and part[1] - part[0] == 1 and widths[part[0]] > _WIDE
+            alone = kernel == "auto" and part[1] - part[0] == 1 and widths[part[0]] > _ALONE
             steps.append(Step("grouped" if alone else families[first], *part))
     return Schedule(tuple(steps), reason)
 

@@ -15,11 +15,11 @@ constexpr int kWidest = 8192;                           // neurons of a layer
 constexpr int kMostQuadBits = 2;                        // of the lanes that share an output: each has four features
 constexpr int kFew = 4, kMany = kFew << kMostQuadBits;  // features of a block
 constexpr int kBlocksOfFew = 2;                         // of a multiprocessor, before blocks have many
-constexpr int kAhead = 4;                               // chunks of edges on their way to a lane
+constexpr int kMostAhead = 8, kFewestAhead = 4;         // chunks of edges on their way to a warp
 constexpr int kPart = 8;                                // portions that a warp asks for at a time
 constexpr int kPortions = 3 * kPart;  // for which it has room: those in work, the next, and those on their way
 constexpr int kActiveWords = 4;       // of as many layers
-static_assert(kAhead <= kPart, "a portion stays until its last chunk is multiplied");
+static_assert(kMostAhead <= kPart, "portions arrive in time, and stay until their last chunk is multiplied");
 
 // The edges of some outputs that lie side by side, with a lane for each, or a few: what a warp adds up at a time.
 struct alignas(16) Portion {
@@ -41,10 +41,12 @@ static_assert(sizeof(Portion) % 16 == 0, "portions are copied sixteen bytes at a
 struct Deal {
   Portion* portions;
   int warps;
+  int ahead;              // chunks of edges on their way to a warp
   int quad_bits;          // a power of two of lanes share an output
   int portions_of_layer;  // of a warp
 
   __host__ __device__ int outputs_of_portion() const { return kSliceGroups >> quad_bits; }
+  __host__ __device__ int places() const { return ahead * outputs_of_portion(); }
   __host__ __device__ int64_t count(int64_t layers) const { return layers * warps * portions_of_layer; }
 
   __host__ __device__ int64_t portions_of(const PlanRun& run) const {
@@ -97,99 +99,137 @@ __global__ void deal_kernel(const __grid_constant__ ResidentStep step, Deal few,
   for (int64_t k = first + threadIdx.x; k < deal.count(1); k += blockDim.x) give(k, Portion{});
 }
 
-// Four edges of a lane's output.
-struct Chunk {
-  uint2 index;
-  float4 weight;
-  float bias;  // of the output, with the first of its chunks
+// Chunks of edges that are on their way to a warp, in shared memory: [chunk][output]. Registers would do, but a lane
+// that waits for one of its loads waits for all of them.
+struct Ring {
+  float4* weights;
+  uint2* indices;
+  float* biases;  // with the first chunk of a portion
+
+  static constexpr int kBytes = sizeof(float4) + sizeof(uint2) + sizeof(float);  // of a place
+
+  __device__ Ring(char* memory, int places)
+      : weights(reinterpret_cast<float4*>(memory)),
+        indices(reinterpret_cast<uint2*>(weights + places)),
+        biases(reinterpret_cast<float*>(indices + places)) {}
 };
 
-// Brings a warp's edges to its lanes, chunk after chunk, across portions and layers. A portion without edges has one
-// chunk, of which nothing but the bias is set.
+// Brings a warp's edges, chunk after chunk, across portions and layers. A portion without edges has one chunk, of which
+// nothing but the bias is set.
 class Supply {
  public:
-  __device__ Supply(const uint32_t* words, const Portion* source, int count, Portion* portions, int output)
-      : words_(words), source_(source), count_(count), portions_(portions), output_(output) {
+  __device__ Supply(const uint32_t* words, const Deal& deal, const Portion* source, int count, Portion* portions,
+                    const Ring& ring)
+      : words_(words),
+        source_(source),
+        count_(count),
+        portions_(portions),
+        ring_(ring),
+        ahead_(deal.ahead),
+        outputs_(deal.outputs_of_portion()),
+        lane_(threadIdx.x % 32) {
     bring(0);
+    close_copies();
+    finish_copies<0>();
+    __syncwarp();
+    for (int k = 0; k < ahead_; ++k) fetch();
   }
 
   __device__ const Portion& portion(int number) const { return portions_[number % kPortions]; }
 
-  __device__ __forceinline__ void fetch(Chunk& chunk) {
-    if (left_ == 0) {
-      if (next_ == count_) return;
-      start(chunk);
-    }
-    --left_;
-    if (empty_) return;
-    chunk.index = __ldg(indices_);
-    indices_ += stride_;
-    if (values_) {
-      chunk.weight = __ldg(values_);
-      values_ += stride_;
+  __device__ const Ring& ring() const { return ring_; }
+
+  // Waits for the oldest chunk. Returns the place of its first output.
+  __device__ __forceinline__ int take() {
+    if (ahead_ == kMostAhead) {
+      finish_copies<kMostAhead - 1>();
     } else {
-      chunk.weight = make_float4(value_, value_, value_, value_);
+      finish_copies<kFewestAhead - 1>();
     }
+    __syncwarp();
+    return taken_ * outputs_;
   }
 
-  // Waits for portions that nobody will read.
-  __device__ void end() const { finish_copies<0>(); }
+  // Asks for another in its place. All lanes must be through with it.
+  __device__ __forceinline__ void replace() {
+    __syncwarp();
+    fetch();
+    if (++taken_ == ahead_) taken_ = 0;
+  }
+
+  // Waits for what nobody will read.
+  __device__ void end() const {
+    finish_copies<0>();
+    __syncwarp();
+  }
 
  private:
+  // Portions that are needed in kPart portions' time: then their copies, which are as old, have arrived.
   __device__ void bring(int part) {
     constexpr int kPieces = sizeof(Portion) / 16;
     const int first = part * kPart, pieces = min(kPart, count_ - first) * kPieces;
-    for (int piece = threadIdx.x % 32; piece < pieces; piece += 32) {
+    for (int piece = lane_; piece < pieces; piece += 32) {
       copy_async<16>(reinterpret_cast<uint4*>(portions_ + first % kPortions) + piece,
                      reinterpret_cast<const uint4*>(source_ + first) + piece);
+    }
+  }
+
+  __device__ __forceinline__ void fetch() {
+    const int place = asked_ * outputs_ + lane_;
+    if (++asked_ == ahead_) asked_ = 0;
+    if (left_ > 0 || next_ < count_) {
+      if (left_ == 0) start(place);
+      --left_;
+      if (lane_ < here_) {
+        copy_async<8>(ring_.indices + place, indices_);
+        if (values_) copy_async<16>(ring_.weights + place, values_);
+      }
+      indices_ += stride_;
+      if (values_) values_ += stride_;
     }
     close_copies();
   }
 
-  __device__ __forceinline__ void start(Chunk& chunk) {
-    if (next_ % kPart == 0) {
-      finish_copies<0>();
-      __syncwarp();
-      bring(next_ / kPart + 1);
-    }
+  __device__ __forceinline__ void start(int place) {
+    if (next_ % kPart == 0) bring(next_ / kPart + 1);
     const Portion& portion = this->portion(next_++);
-    const int output = max(min(output_, portion.outputs - 1), 0);  // lanes too many do as the last does
-    empty_ = portion.chunks == 0;
-    left_ = empty_ ? 1 : portion.chunks;
+    if (portion.biases >= 0 && lane_ < portion.outputs) {
+      copy_async<4>(ring_.biases + place, reinterpret_cast<const float*>(words_) + portion.biases + lane_);
+    }
+    left_ = max(static_cast<int>(portion.chunks), 1);
+    here_ = portion.chunks > 0 ? portion.outputs : 0;
     stride_ = portion.width;
-    indices_ = reinterpret_cast<const uint2*>(words_ + portion.indices) + output;
-    values_ = portion.values < 0 ? nullptr : reinterpret_cast<const float4*>(words_ + portion.values) + output;
-    value_ = portion.value;
-    chunk.bias =
-        portion.biases < 0 ? portion.bias : __ldg(reinterpret_cast<const float*>(words_) + portion.biases + output);
+    indices_ = reinterpret_cast<const uint2*>(words_ + portion.indices) + lane_;
+    values_ = portion.values < 0 ? nullptr : reinterpret_cast<const float4*>(words_ + portion.values) + lane_;
   }
 
   const uint32_t* words_;
   const Portion* source_;
   int count_;  // portions
   Portion* portions_;
-  int output_;    // of the lane, in a portion
-  int next_ = 0;  // portion
-  int left_ = 0;  // chunks of the portion before it
-  bool empty_ = false;
+  Ring ring_;
+  int ahead_, outputs_, lane_;
+  int asked_ = 0, taken_ = 0;  // places of the ring
+  int next_ = 0;               // portion
+  int left_ = 0;               // chunks of the portion before it
+  int here_ = 0;               // lanes that copy
   int stride_ = 0;
   const uint2* indices_ = nullptr;
   const float4* values_ = nullptr;
-  float value_ = 0;
 };
 
 template <int kVector>
-__device__ __forceinline__ void multiply(const Chunk& chunk, const float* column, uint32_t stride,
-                                         float (&sums)[kVector]) {
+__device__ __forceinline__ void multiply(const uint2& indices, const float4& weights, const float* column,
+                                         uint32_t stride, float (&sums)[kVector]) {
   float x[kEdgeChunk][kVector];
 #pragma unroll
   for (int edge = 0; edge < kEdgeChunk; ++edge)
-    load_vector<kVector>(column + index_of(chunk.index, edge) * stride, x[edge]);
-  const float weights[kEdgeChunk] = {chunk.weight.x, chunk.weight.y, chunk.weight.z, chunk.weight.w};
+    load_vector<kVector>(column + index_of(indices, edge) * stride, x[edge]);
+  const float each[kEdgeChunk] = {weights.x, weights.y, weights.z, weights.w};
 #pragma unroll
   for (int edge = 0; edge < kEdgeChunk; ++edge) {
 #pragma unroll
-    for (int v = 0; v < kVector; ++v) sums[v] = fmaf(weights[edge], x[edge][v], sums[v]);
+    for (int v = 0; v < kVector; ++v) sums[v] = fmaf(each[edge], x[edge][v], sums[v]);
   }
 }
 
@@ -211,35 +251,35 @@ struct ChainState {
 // A warp's part of all layers. Returns the features that are active after the last layer, or 0 as soon as none is.
 template <int kVector>
 __device__ uint32_t run_layers(const ResidentStep& step, const Deal& deal, const Columns& columns, uint32_t used,
-                               int32_t members, ChainState& state, Portion* portions, Buffers& buffers) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, layers = step.end_layer - step.first_layer;
+                               int32_t members, ChainState& state, Supply& supply, Buffers& buffers) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int output = lane >> deal.quad_bits, column = (lane & ((1 << deal.quad_bits) - 1)) * kVector;
-  const int count = layers * deal.portions_of_layer;
   const uint32_t stride = columns.count();
-  Supply supply(step.words, deal.portions + static_cast<int64_t>(warp) * count, count, portions + warp * kPortions,
-                output);
-  Chunk chunks[kAhead];
+  int number = 0;  // portion
+  for (int l = step.first_layer;; ++l) {
+    uint32_t mine = 0;
+    bool ends = false, prunable = false;
+    while (!ends) {
+      const Portion& portion = supply.portion(number++);
+      const int outputs = portion.outputs;
+      const int row = max(min(output, outputs - 1), 0);  // lanes too many do as the last does
+      float sums[kVector];
+      for (int chunk = 0, chunks = portion.chunks; chunk == 0 || chunk < chunks; ++chunk) {
+        const int place = supply.take() + row;
+        if (chunk == 0) {
+          const float start = (portion.biases < 0 ? portion.bias : supply.ring().biases[place]) * step.scale.per_unit;
 #pragma unroll
-  for (int k = 0; k < kAhead; ++k) supply.fetch(chunks[k]);
-  float sums[kVector];
-  int number = 0, left = 0, l = step.first_layer;  // portion in work, its chunks, its layer
-  uint32_t mine = 0;
-  while (true) {
-#pragma unroll
-    for (int k = 0; k < kAhead; ++k) {
-      Chunk& chunk = chunks[k];
-      const Portion& portion = supply.portion(number);
-      if (left == 0) {
-        left = max(static_cast<int>(portion.chunks), 1);
-        const float start = chunk.bias * step.scale.per_unit;
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) sums[v] = start;
+          for (int v = 0; v < kVector; ++v) sums[v] = start;
+        }
+        if (chunks > 0) {
+          const float value = portion.value;
+          const float4 weights =
+              portion.values < 0 ? make_float4(value, value, value, value) : supply.ring().weights[place];
+          multiply<kVector>(supply.ring().indices[place], weights, buffers.in + column, stride, sums);
+        }
+        supply.replace();
       }
-      if (portion.chunks > 0) multiply<kVector>(chunk, buffers.in + column, stride, sums);
-      supply.fetch(chunk);
-      if (--left > 0) continue;
-      ++number;
-      if (output < portion.outputs) {
+      if (output < outputs) {
         portion.bounds.clip(sums);
         store_vector<kVector>(buffers.out + (portion.first_slot + output) * stride + column, sums);
 #pragma unroll
@@ -247,39 +287,36 @@ __device__ uint32_t run_layers(const ResidentStep& step, const Deal& deal, const
           mine |= static_cast<uint32_t>((__float_as_uint(sums[v]) << 1) != 0) << (column + v);  // -0.0 is zero
         }
       }
-      if (!portion.ends_layer) continue;
-      const bool prunable = portion.prunable;
-      uint32_t* word = &state.active_words[l % kActiveWords];
-      mine = __reduce_or_sync(0xFFFFFFFFu, mine);
-      if (lane == 0 && mine) atomicOr(word, mine);
-      // Read by all before the barrier that ended the last layer, and written again in the next but one.
-      if (threadIdx.x == 0) state.active_words[(l + 2) % kActiveWords] = 0;
-      __syncthreads();
-      const uint32_t active = *word & used;
-      if (warp == 0 && step.active && active) {
-        const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> lane & 1u ? members : 0);
-        if (lane == 0) atomicAdd(step.active + l, sum);
-      }
-      mine = 0;
-      buffers.swap();
-      if (++l == step.end_layer || (!active && prunable)) {
-        supply.end();
-        return active;
-      }
+      ends = portion.ends_layer;
+      prunable = portion.prunable;
     }
+    uint32_t* word = &state.active_words[l % kActiveWords];
+    mine = __reduce_or_sync(0xFFFFFFFFu, mine);
+    if (lane == 0 && mine) atomicOr(word, mine);
+    // Read by all before the barrier that ended the last layer, and written again in the next but one.
+    if (threadIdx.x == 0) state.active_words[(l + 2) % kActiveWords] = 0;
+    __syncthreads();
+    const uint32_t active = *word & used;
+    if (warp == 0 && step.active && active) {
+      const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> lane & 1u ? members : 0);
+      if (lane == 0) atomicAdd(step.active + l, sum);
+    }
+    buffers.swap();
+    if (l + 1 == step.end_layer || (!active && prunable)) return active;
   }
 }
 
 // A launch: how many features a block has, and how it shares the work.
 struct Room {
   int features = 0;  // a power of two; 0: not even one fits
-  int spread =
-      0;  // multiprocessors: so many features have a block each, twice as many two a block, where these are few
+  int spread = 0;    // so many features, where they are few, have a block each, and twice as many two a block
   Deal deal{};
   int64_t buffer_floats = 0;
 
+  __host__ __device__ int ring_bytes() const { return deal.places() * Ring::kBytes; }
   int64_t shared_bytes() const {
-    return static_cast<int64_t>(deal.warps) * kPortions * sizeof(Portion) + 2 * buffer_floats * sizeof(float);
+    const int64_t of_warp = kPortions * sizeof(Portion) + ring_bytes();
+    return deal.warps * of_warp + 2 * buffer_floats * static_cast<int64_t>(sizeof(float));
   }
 };
 
@@ -287,7 +324,9 @@ template <int kVector>
 __device__ void run_tiles(const ResidentStep& step, const Room& room, int64_t count, ChainState& state, char* shared) {
   const Deal& deal = room.deal;
   Portion* portions = reinterpret_cast<Portion*>(shared);
-  float* first_buffer = reinterpret_cast<float*>(portions + deal.warps * kPortions);
+  char* rings = reinterpret_cast<char*>(portions + deal.warps * kPortions);
+  float* first_buffer = reinterpret_cast<float*>(rings + deal.warps * room.ring_bytes());
+  const int warp = threadIdx.x / 32, count_of_portions = (step.end_layer - step.first_layer) * deal.portions_of_layer;
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
   const bool last_prunable = layers[step.end_layer - 1].prunable;
   const int64_t width = layers[step.end_layer - 1].outputs;
@@ -304,7 +343,10 @@ __device__ void run_tiles(const ResidentStep& step, const Room& room, int64_t co
     load_features(step, first, count, layers[step.first_layer].inputs, columns,
                   Activations<kVector>(buffers.in, columns));
     __syncthreads();
-    const uint32_t active = run_layers<kVector>(step, deal, columns, used, members, state, portions, buffers);
+    Supply supply(step.words, deal, deal.portions + static_cast<int64_t>(warp) * count_of_portions, count_of_portions,
+                  portions + warp * kPortions, Ring(rings + warp * room.ring_bytes(), deal.places()));
+    const uint32_t active = run_layers<kVector>(step, deal, columns, used, members, state, supply, buffers);
+    supply.end();
     const Activations<kVector> result(buffers.in, columns);
     if (!step.target) {
       store_results(step, first, active, columns, result);
@@ -361,7 +403,10 @@ Room room_for(const PlanView& plan, int64_t first_layer, int64_t end_layer, int 
     room.deal.warps = static_cast<int>(std::min<int64_t>(portions, kMostWarps));
     room.deal.portions_of_layer = static_cast<int>((portions + room.deal.warps - 1) / room.deal.warps);
     room.buffer_floats = (width * features + 3) / 4 * 4;
-    if (may_fit(width, features) && room.shared_bytes() + kSharedStatic <= limits.block_shared_bytes) return room;
+    for (const int ahead : {kMostAhead, kFewestAhead}) {
+      room.deal.ahead = ahead;
+      if (may_fit(width, features) && room.shared_bytes() + kSharedStatic <= limits.block_shared_bytes) return room;
+    }
   }
   return {};
 }

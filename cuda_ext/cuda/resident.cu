@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstdlib>
 #include <type_traits>
 
 #include "accumulate.cuh"
@@ -89,7 +90,7 @@ template <int kOutputs>
 struct ValueChunk {
   float of[kEdgeChunk][kOutputs];
 
-  __device__ __forceinline__ void fill(float value) {
+  __device__ __forceinline__ explicit ValueChunk(float value) {
 #pragma unroll
     for (int e = 0; e < kEdgeChunk; ++e) {
 #pragma unroll
@@ -127,13 +128,13 @@ struct ValueChunk {
 struct NoValues {
   float value;
 
-  __device__ __forceinline__ void fill(float shared) { value = shared; }
+  __device__ __forceinline__ explicit NoValues(float value) : value(value) {}
   __device__ __forceinline__ float at(int, int) const { return value; }
   __device__ __forceinline__ void load(const float*, int, int, int) {}
 };
 
 // Adds the unit's edges to its sums: one multiply-add for each edge, output and feature. Indices, and values where they
-// take few registers, are asked for ahead, for they may come from device memory.
+// take few registers, are a chunk ahead, for they may come from device memory.
 template <int kVector, int kOutputs, bool kStored>
 __device__ __forceinline__ void add_edges(const LayerView& view, const PlanRun& run, const Unit& unit,
                                           const FeatureColumn<kVector>& column, float (&sums)[kOutputs][kVector]) {
@@ -144,41 +145,33 @@ __device__ __forceinline__ void add_edges(const LayerView& view, const PlanRun& 
   const float* values = view.at<float>(stored ? run.value_offset : run.index_offset);
   const float shared_value = static_cast<float>(run.value);
   const int group_outputs = static_cast<int>(run.group_outputs);
-  using Values = std::conditional_t<kStored, ValueChunk<kOutputs>, NoValues>;
-  constexpr bool kAhead = kOutputs == 1;
-  constexpr int kDepth = 2;  // chunks: one that is multiplied, and one on its way
+  std::conditional_t<kStored, ValueChunk<kOutputs>, NoValues> next_values(shared_value);
   int position = unit.slice * chunks + unit.lane;
-  const int last = position + (chunks - 1) * unit.width;
-  uint2 index[kDepth];
-  Values weights[kAhead ? kDepth : 1];
-  const auto load = [&](int k, int at) {
-    index[k] = indices[at];
-    if (kAhead && stored) weights[k].load(values, at, group_outputs, unit.first_output);
-  };
-  for (Values& chunk : weights) chunk.fill(shared_value);
-#pragma unroll
-  for (int k = 0; k < kDepth; ++k) load(k, min(position + k * unit.width, last));
+  const int end = position + chunks * unit.width;
+  uint2 next = indices[position];
+  constexpr bool kAhead = kOutputs == 1;
+  if (kAhead && stored) next_values.load(values, position, group_outputs, unit.first_output);
 #pragma unroll 1
-  while (position <= last) {
+  while (position < end) {
+    const uint2 now = next;
+    if (!kAhead && stored) next_values.load(values, position, group_outputs, unit.first_output);
+    const auto weights = next_values;
+    position += unit.width;
+    if (position < end) {
+      next = indices[position];
+      if (kAhead && stored) next_values.load(values, position, group_outputs, unit.first_output);
+    }
+    float x[kEdgeChunk][kVector];
 #pragma unroll
-    for (int k = 0; k < kDepth; ++k) {
-      if (k > 0 && position > last) break;
-      Values& now = weights[kAhead ? k : 0];
-      if (!kAhead && stored) now.load(values, position, group_outputs, unit.first_output);
-      float x[kEdgeChunk][kVector];
+    for (int e = 0; e < kEdgeChunk; ++e) column.load(index_of(now, e), x[e]);
 #pragma unroll
-      for (int e = 0; e < kEdgeChunk; ++e) column.load(index_of(index[k], e), x[e]);
+    for (int e = 0; e < kEdgeChunk; ++e) {
 #pragma unroll
-      for (int e = 0; e < kEdgeChunk; ++e) {
+      for (int r = 0; r < kOutputs; ++r) {
+        const float weight = weights.at(e, r);
 #pragma unroll
-        for (int r = 0; r < kOutputs; ++r) {
-          const float weight = now.at(e, r);
-#pragma unroll
-          for (int v = 0; v < kVector; ++v) sums[r][v] = fmaf(weight, x[e][v], sums[r][v]);
-        }
+        for (int v = 0; v < kVector; ++v) sums[r][v] = fmaf(weight, x[e][v], sums[r][v]);
       }
-      load(k, min(position + kDepth * unit.width, last));  // into the registers that have just been read
-      position += unit.width;
     }
   }
 }
@@ -354,7 +347,7 @@ Choice choose(const Kind& kind, int64_t width, int blocks, int fewest, const Dev
 Choice choose(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
   const Kind kind(plan, first_layer, end_layer);
   const int64_t width = widest(plan, first_layer, end_layer);
-  if (kind.outputs > 1) {
+  if (kind.outputs > 1 && !std::getenv("NOPAIR")) {
     if (const Choice choice = choose(kind, width, 2, 4, limits); choice.features > 0) return choice;
   }
   return choose(kind, width, 1, 2, limits);
