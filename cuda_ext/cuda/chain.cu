@@ -14,25 +14,26 @@ constexpr int kMostWarps = 16;                          // of a block
 constexpr int kWidest = 8192;                           // neurons of a layer
 constexpr int kMostQuadBits = 2;                        // of the lanes that share an output: each has four features
 constexpr int kFew = 4, kMany = kFew << kMostQuadBits;  // features of a block
+constexpr int kMostSplitBits = 3;                       // of the lanes that share an output's edges
 constexpr int kBlocksOfFew = 2;                         // of a multiprocessor, before blocks have many
-constexpr int kMostAhead = 8, kFewestAhead = 4;         // chunks of edges on their way to a warp
 constexpr int kPart = 8;                                // portions that a warp asks for at a time
 constexpr int kPortions = 3 * kPart;  // for which it has room: those in work, the next, and those on their way
 constexpr int kActiveWords = 4;       // of as many layers
-static_assert(kMostAhead <= kPart, "portions arrive in time, and stay until their last chunk is multiplied");
+constexpr int kLooks = 8;             // layers after which a block looks whether its features are dead
 
 // The edges of some outputs that lie side by side, with a lane for each, or a few: what a warp adds up at a time.
 struct alignas(16) Portion {
   int64_t indices;  // word of the plan where the first output's are
-  int64_t values;   // the same; -1: `value` for all
+  int64_t values;   // the same; -1: `value`, four times, for all
   int64_t biases;   // the same; -1: `bias` for all
-  float value, bias;
+  float bias;
   Bounds bounds;
   uint16_t chunks, first_slot;
   uint8_t outputs;
   uint8_t width;  // outputs that lie side by side in the plan
   bool ends_layer;
   bool prunable;
+  float4 value;  // read where it lies, as others' are, so that a lane's loads do not depend on a condition
 };
 static_assert(sizeof(Portion) % 16 == 0, "portions are copied sixteen bytes at a time");
 
@@ -41,12 +42,11 @@ static_assert(sizeof(Portion) % 16 == 0, "portions are copied sixteen bytes at a
 struct Deal {
   Portion* portions;
   int warps;
-  int ahead;              // chunks of edges on their way to a warp
-  int quad_bits;          // a power of two of lanes share an output
+  int quad_bits;          // a power of two of lanes share an output's features ...
+  int split_bits;         // ... and as many times another its edges
   int portions_of_layer;  // of a warp
 
-  __host__ __device__ int outputs_of_portion() const { return kSliceGroups >> quad_bits; }
-  __host__ __device__ int places() const { return ahead * outputs_of_portion(); }
+  __host__ __device__ int outputs_of_portion() const { return kSliceGroups >> (quad_bits + split_bits); }
   __host__ __device__ int64_t count(int64_t layers) const { return layers * warps * portions_of_layer; }
 
   __host__ __device__ int64_t portions_of(const PlanRun& run) const {
@@ -62,7 +62,8 @@ __device__ Portion portion_of(const PlanRun& run, const Deal& deal, int64_t numb
   Portion portion{};
   portion.indices = run.index_offset + first_edge / 2;
   portion.values = run.value_offset < 0 ? -1 : run.value_offset + first_edge;
-  portion.value = static_cast<float>(run.value);
+  const float value = static_cast<float>(run.value);
+  portion.value = make_float4(value, value, value, value);
   portion.chunks = static_cast<uint16_t>(run.edges / kEdgeChunk);
   portion.first_slot = static_cast<uint16_t>(run.first_slot + first_output);
   portion.outputs = static_cast<uint8_t>(min(static_cast<int64_t>(deal.outputs_of_portion()), width - place));
@@ -99,137 +100,112 @@ __global__ void deal_kernel(const __grid_constant__ ResidentStep step, Deal few,
   for (int64_t k = first + threadIdx.x; k < deal.count(1); k += blockDim.x) give(k, Portion{});
 }
 
-// Chunks of edges that are on their way to a warp, in shared memory: [chunk][output]. Registers would do, but a lane
-// that waits for one of its loads waits for all of them.
-struct Ring {
-  float4* weights;
-  uint2* indices;
-  float* biases;  // with the first chunk of a portion
-
-  static constexpr int kBytes = sizeof(float4) + sizeof(uint2) + sizeof(float);  // of a place
-
-  __device__ Ring(char* memory, int places)
-      : weights(reinterpret_cast<float4*>(memory)),
-        indices(reinterpret_cast<uint2*>(weights + places)),
-        biases(reinterpret_cast<float*>(indices + places)) {}
+// Four edges of a lane's output.
+struct Chunk {
+  uint2 indices;
+  float4 weights;
 };
 
-// Brings a warp's edges, chunk after chunk, across portions and layers. A portion without edges has one chunk, of which
-// nothing but the bias is set.
+// Brings a lane's edges, portion after portion, across layers: the first chunk of the next portion is on its way while
+// the one before is finished.
 class Supply {
  public:
+  // `place`: which of the lanes that share a portion's outputs and edges this one is.
   __device__ Supply(const uint32_t* words, const Deal& deal, const Portion* source, int count, Portion* portions,
-                    const Ring& ring)
+                    int place)
       : words_(words),
         source_(source),
         count_(count),
         portions_(portions),
-        ring_(ring),
-        ahead_(deal.ahead),
-        outputs_(deal.outputs_of_portion()),
-        lane_(threadIdx.x % 32) {
+        output_(place >> deal.split_bits),
+        part_(place & ((1 << deal.split_bits) - 1)),
+        split_bits_(deal.split_bits) {
     bring(0);
-    close_copies();
     finish_copies<0>();
     __syncwarp();
-    for (int k = 0; k < ahead_; ++k) fetch();
   }
 
-  __device__ const Portion& portion(int number) const { return portions_[number % kPortions]; }
-
-  __device__ const Ring& ring() const { return ring_; }
-
-  // Waits for the oldest chunk. Returns the place of its first output.
-  __device__ __forceinline__ int take() {
-    if (ahead_ == kMostAhead) {
-      finish_copies<kMostAhead - 1>();
-    } else {
-      finish_copies<kFewestAhead - 1>();
+  // Begins with the next portion, of which there must be one; asks for its first chunk.
+  __device__ __forceinline__ void start(Chunk& first) {
+    if (next_ % kPart == 0) {
+      finish_copies<0>();
+      __syncwarp();
+      bring(next_ / kPart + 1);
     }
-    __syncwarp();
-    return taken_ * outputs_;
+    portion_ = portions_ + next_ % kPortions;
+    const int chunks = portion_->chunks, width = portion_->width;
+    const int output = max(min(output_, portion_->outputs - 1), 0);  // lanes too many do as the last does
+    left_ = (chunks - part_ + (1 << split_bits_) - 1) >> split_bits_;
+    stride_ = width << split_bits_;
+    const int place = part_ * width + output;
+    indices_ = reinterpret_cast<const uint2*>(words_ + portion_->indices) + place;
+    const bool stored = portion_->values >= 0;
+    values_ = stored ? reinterpret_cast<const float4*>(words_ + portion_->values) + place : &source_[next_].value;
+    value_stride_ = stored ? stride_ : 0;
+    bias_ = 0;
+    if (part_ == 0)
+      bias_ = portion_->biases < 0 ? portion_->bias
+                                   : __ldg(reinterpret_cast<const float*>(words_) + portion_->biases + output);
+    if (left_ > 0) load(first);
+    ++next_;
   }
 
-  // Asks for another in its place. All lanes must be through with it.
-  __device__ __forceinline__ void replace() {
-    __syncwarp();
-    fetch();
-    if (++taken_ == ahead_) taken_ = 0;
+  __device__ __forceinline__ void load(Chunk& chunk) {
+    chunk.indices = __ldg(indices_);
+    chunk.weights = __ldg(values_);
+    indices_ += stride_;
+    values_ += value_stride_;
   }
 
-  // Waits for what nobody will read.
+  __device__ bool has_more() const { return next_ < count_; }
+  __device__ const Portion& portion() const { return *portion_; }
+  __device__ int chunks() const { return left_; }  // of the lane, in the portion
+  __device__ float bias() const { return bias_; }  // what the lane's sum starts with
+
+  // Waits for portions that nobody will read.
   __device__ void end() const {
     finish_copies<0>();
     __syncwarp();
   }
 
  private:
-  // Portions that are needed in kPart portions' time: then their copies, which are as old, have arrived.
   __device__ void bring(int part) {
     constexpr int kPieces = sizeof(Portion) / 16;
     const int first = part * kPart, pieces = min(kPart, count_ - first) * kPieces;
-    for (int piece = lane_; piece < pieces; piece += 32) {
+    for (int piece = threadIdx.x % 32; piece < pieces; piece += 32) {
       copy_async<16>(reinterpret_cast<uint4*>(portions_ + first % kPortions) + piece,
                      reinterpret_cast<const uint4*>(source_ + first) + piece);
     }
-  }
-
-  __device__ __forceinline__ void fetch() {
-    const int place = asked_ * outputs_ + lane_;
-    if (++asked_ == ahead_) asked_ = 0;
-    if (left_ > 0 || next_ < count_) {
-      if (left_ == 0) start(place);
-      --left_;
-      if (lane_ < here_) {
-        copy_async<8>(ring_.indices + place, indices_);
-        if (values_) copy_async<16>(ring_.weights + place, values_);
-      }
-      indices_ += stride_;
-      if (values_) values_ += stride_;
-    }
     close_copies();
-  }
-
-  __device__ __forceinline__ void start(int place) {
-    if (next_ % kPart == 0) bring(next_ / kPart + 1);
-    const Portion& portion = this->portion(next_++);
-    if (portion.biases >= 0 && lane_ < portion.outputs) {
-      copy_async<4>(ring_.biases + place, reinterpret_cast<const float*>(words_) + portion.biases + lane_);
-    }
-    left_ = max(static_cast<int>(portion.chunks), 1);
-    here_ = portion.chunks > 0 ? portion.outputs : 0;
-    stride_ = portion.width;
-    indices_ = reinterpret_cast<const uint2*>(words_ + portion.indices) + lane_;
-    values_ = portion.values < 0 ? nullptr : reinterpret_cast<const float4*>(words_ + portion.values) + lane_;
   }
 
   const uint32_t* words_;
   const Portion* source_;
   int count_;  // portions
   Portion* portions_;
-  Ring ring_;
-  int ahead_, outputs_, lane_;
-  int asked_ = 0, taken_ = 0;  // places of the ring
-  int next_ = 0;               // portion
-  int left_ = 0;               // chunks of the portion before it
-  int here_ = 0;               // lanes that copy
-  int stride_ = 0;
+  int output_, part_, split_bits_;
+  int next_ = 0;  // portion
+  const Portion* portion_ = nullptr;
+  int left_ = 0, stride_ = 0, value_stride_ = 0;
+  float bias_ = 0;
   const uint2* indices_ = nullptr;
   const float4* values_ = nullptr;
 };
 
 template <int kVector>
-__device__ __forceinline__ void multiply(const uint2& indices, const float4& weights, const float* column,
-                                         uint32_t stride, float (&sums)[kVector]) {
+__device__ __forceinline__ void multiply(const Chunk& chunk, const char* column, uint32_t stride_bytes,
+                                         float (&sums)[kVector]) {
   float x[kEdgeChunk][kVector];
 #pragma unroll
-  for (int edge = 0; edge < kEdgeChunk; ++edge)
-    load_vector<kVector>(column + index_of(indices, edge) * stride, x[edge]);
-  const float each[kEdgeChunk] = {weights.x, weights.y, weights.z, weights.w};
+  for (int edge = 0; edge < kEdgeChunk; ++edge) {
+    load_vector<kVector>(reinterpret_cast<const float*>(column + index_of(chunk.indices, edge) * stride_bytes),
+                         x[edge]);
+  }
+  const float weights[kEdgeChunk] = {chunk.weights.x, chunk.weights.y, chunk.weights.z, chunk.weights.w};
 #pragma unroll
   for (int edge = 0; edge < kEdgeChunk; ++edge) {
 #pragma unroll
-    for (int v = 0; v < kVector; ++v) sums[v] = fmaf(each[edge], x[edge][v], sums[v]);
+    for (int v = 0; v < kVector; ++v) sums[v] = fmaf(weights[edge], x[edge][v], sums[v]);
   }
 }
 
@@ -248,61 +224,71 @@ struct ChainState {
   uint32_t active_words[kActiveWords];  // a bit for each feature that is not all zero
 };
 
-// A warp's part of all layers. Returns the features that are active after the last layer, or 0 as soon as none is.
+// A warp's part of all layers. Returns the features that are active after the last layer, or 0 as soon as none is seen
+// to be.
 template <int kVector>
 __device__ uint32_t run_layers(const ResidentStep& step, const Deal& deal, const Columns& columns, uint32_t used,
                                int32_t members, ChainState& state, Supply& supply, Buffers& buffers) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int output = lane >> deal.quad_bits, column = (lane & ((1 << deal.quad_bits) - 1)) * kVector;
+  const int quads = 1 << deal.quad_bits, sharing = quads << deal.split_bits;  // lanes of an output
+  const int output = lane / sharing, column = lane % quads * kVector;
   const uint32_t stride = columns.count();
-  int number = 0;  // portion
+  const uint32_t stride_bytes = opaque(static_cast<uint32_t>(stride * sizeof(float)));
+  Chunk first{}, second{};
+  supply.start(first);
   for (int l = step.first_layer;; ++l) {
+    const char* in = reinterpret_cast<const char*>(buffers.in + column);
     uint32_t mine = 0;
     bool ends = false, prunable = false;
     while (!ends) {
-      const Portion& portion = supply.portion(number++);
-      const int outputs = portion.outputs;
-      const int row = max(min(output, outputs - 1), 0);  // lanes too many do as the last does
+      const Portion& portion = supply.portion();
       float sums[kVector];
-      for (int chunk = 0, chunks = portion.chunks; chunk == 0 || chunk < chunks; ++chunk) {
-        const int place = supply.take() + row;
-        if (chunk == 0) {
-          const float start = (portion.biases < 0 ? portion.bias : supply.ring().biases[place]) * step.scale.per_unit;
+      const float start = supply.bias() * step.scale.per_unit;
 #pragma unroll
-          for (int v = 0; v < kVector; ++v) sums[v] = start;
-        }
-        if (chunks > 0) {
-          const float value = portion.value;
-          const float4 weights =
-              portion.values < 0 ? make_float4(value, value, value, value) : supply.ring().weights[place];
-          multiply<kVector>(supply.ring().indices[place], weights, buffers.in + column, stride, sums);
-        }
-        supply.replace();
+      for (int v = 0; v < kVector; ++v) sums[v] = start;
+#pragma unroll 1
+      for (int left = supply.chunks(); left > 0; left -= 2) {
+        if (left > 1) supply.load(second);
+        multiply<kVector>(first, in, stride_bytes, sums);
+        if (left == 1) break;
+        if (left > 2) supply.load(first);
+        multiply<kVector>(second, in, stride_bytes, sums);
       }
-      if (output < outputs) {
-        portion.bounds.clip(sums);
-        store_vector<kVector>(buffers.out + (portion.first_slot + output) * stride + column, sums);
+      const int outputs = portion.outputs, slot = portion.first_slot + output;
+      const Bounds bounds = portion.bounds;
+      ends = portion.ends_layer;
+      prunable = portion.prunable;
+      if (supply.has_more()) supply.start(first);
+      for (int other = quads; other < sharing; other *= 2) {
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) sums[v] += __shfl_xor_sync(0xFFFFFFFFu, sums[v], other);
+      }
+      if (output < outputs && lane % sharing < quads) {
+        bounds.clip(sums);
+        store_vector<kVector>(buffers.out + slot * stride + column, sums);
 #pragma unroll
         for (int v = 0; v < kVector; ++v) {
           mine |= static_cast<uint32_t>((__float_as_uint(sums[v]) << 1) != 0) << (column + v);  // -0.0 is zero
         }
       }
-      ends = portion.ends_layer;
-      prunable = portion.prunable;
     }
+    const bool last = l + 1 == step.end_layer, looks = last || step.active || l % kLooks == 0;
     uint32_t* word = &state.active_words[l % kActiveWords];
-    mine = __reduce_or_sync(0xFFFFFFFFu, mine);
-    if (lane == 0 && mine) atomicOr(word, mine);
+    if (looks) {
+      mine = __reduce_or_sync(0xFFFFFFFFu, mine);
+      if (lane == 0 && mine) atomicOr(word, mine);
+    }
     // Read by all before the barrier that ended the last layer, and written again in the next but one.
     if (threadIdx.x == 0) state.active_words[(l + 2) % kActiveWords] = 0;
     __syncthreads();
+    buffers.swap();
+    if (!looks) continue;
     const uint32_t active = *word & used;
     if (warp == 0 && step.active && active) {
       const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> lane & 1u ? members : 0);
       if (lane == 0) atomicAdd(step.active + l, sum);
     }
-    buffers.swap();
-    if (l + 1 == step.end_layer || (!active && prunable)) return active;
+    if (last || (!active && prunable)) return active;
   }
 }
 
@@ -313,10 +299,9 @@ struct Room {
   Deal deal{};
   int64_t buffer_floats = 0;
 
-  __host__ __device__ int ring_bytes() const { return deal.places() * Ring::kBytes; }
   int64_t shared_bytes() const {
-    const int64_t of_warp = kPortions * sizeof(Portion) + ring_bytes();
-    return deal.warps * of_warp + 2 * buffer_floats * static_cast<int64_t>(sizeof(float));
+    return static_cast<int64_t>(deal.warps * kPortions * sizeof(Portion)) +
+           2 * buffer_floats * static_cast<int64_t>(sizeof(float));
   }
 };
 
@@ -324,8 +309,7 @@ template <int kVector>
 __device__ void run_tiles(const ResidentStep& step, const Room& room, int64_t count, ChainState& state, char* shared) {
   const Deal& deal = room.deal;
   Portion* portions = reinterpret_cast<Portion*>(shared);
-  char* rings = reinterpret_cast<char*>(portions + deal.warps * kPortions);
-  float* first_buffer = reinterpret_cast<float*>(rings + deal.warps * room.ring_bytes());
+  float* first_buffer = reinterpret_cast<float*>(portions + deal.warps * kPortions);
   const int warp = threadIdx.x / 32, count_of_portions = (step.end_layer - step.first_layer) * deal.portions_of_layer;
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
   const bool last_prunable = layers[step.end_layer - 1].prunable;
@@ -344,7 +328,7 @@ __device__ void run_tiles(const ResidentStep& step, const Room& room, int64_t co
                   Activations<kVector>(buffers.in, columns));
     __syncthreads();
     Supply supply(step.words, deal, deal.portions + static_cast<int64_t>(warp) * count_of_portions, count_of_portions,
-                  portions + warp * kPortions, Ring(rings + warp * room.ring_bytes(), deal.places()));
+                  portions + warp * kPortions, threadIdx.x % 32 >> deal.quad_bits);
     const uint32_t active = run_layers<kVector>(step, deal, columns, used, members, state, supply, buffers);
     supply.end();
     const Activations<kVector> result(buffers.in, columns);
@@ -386,6 +370,19 @@ int64_t most_portions(const PlanView& plan, int64_t first_layer, int64_t end_lay
   return most;
 }
 
+// Lanes share an output's edges where warps would else have nothing to do. Returns the portions of the largest layer.
+int64_t split_edges(const PlanView& plan, int64_t first_layer, int64_t end_layer, Deal& deal) {
+  int64_t portions = most_portions(plan, first_layer, end_layer, deal);
+  while (deal.quad_bits + deal.split_bits < kMostSplitBits) {
+    Deal more = deal;
+    ++more.split_bits;
+    const int64_t with_more = most_portions(plan, first_layer, end_layer, more);
+    if (with_more > kMostWarps) break;
+    deal = more, portions = with_more;
+  }
+  return portions;
+}
+
 // So many features of so wide layers fit no device's shared memory, twice.
 bool may_fit(int64_t width, int features) {
   constexpr int64_t kMostShared = 256 * 1024;
@@ -399,14 +396,11 @@ Room room_for(const PlanView& plan, int64_t first_layer, int64_t end_layer, int 
     Room room;
     room.features = features;
     while (kFew << room.deal.quad_bits < features) ++room.deal.quad_bits;
-    const int64_t portions = most_portions(plan, first_layer, end_layer, room.deal);
+    const int64_t portions = split_edges(plan, first_layer, end_layer, room.deal);
     room.deal.warps = static_cast<int>(std::min<int64_t>(portions, kMostWarps));
     room.deal.portions_of_layer = static_cast<int>((portions + room.deal.warps - 1) / room.deal.warps);
     room.buffer_floats = (width * features + 3) / 4 * 4;
-    for (const int ahead : {kMostAhead, kFewestAhead}) {
-      room.deal.ahead = ahead;
-      if (may_fit(width, features) && room.shared_bytes() + kSharedStatic <= limits.block_shared_bytes) return room;
-    }
+    if (may_fit(width, features) && room.shared_bytes() + kSharedStatic <= limits.block_shared_bytes) return room;
   }
   return {};
 }
