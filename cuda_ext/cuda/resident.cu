@@ -11,14 +11,13 @@
 namespace spdnn::cuda {
 namespace {
 
-constexpr int kSumsOfThread = 64;  // outputs times features that a thread has of a layer
+constexpr int kSumsOfThread = 64;  // outputs times features that a thread has of a layer, at most
 
 // The sums of a thread, first in, first out: registers have no addresses, so what is kept moves up when a part is
 // added, and again when one is taken. A few moves beside all multiply-adds of a part, and a loop's body serves all
 // parts.
-template <int kVector>
+template <int kOutputs, int kVector>
 struct Sums {
-  static constexpr int kOutputs = kSumsOfThread / kVector;
   float values[kOutputs][kVector];
 
   template <int kPart>
@@ -192,14 +191,14 @@ __device__ __forceinline__ void add_bias(const LayerView& view, const PlanRun& r
 
 // One layer, in place: units of kOutputs outputs with the same inputs; without kStored one weight serves all edges of a
 // run. Returns a bit for each of the block's features that some output of the thread makes active.
-template <int kVector, int kOutputs, bool kStored>
+template <int kMost, int kVector, int kOutputs, bool kStored>
 __device__ __forceinline__ uint32_t compute_layer(const LayerView& view, const Scale& scale,
                                                   const Activations<kVector>& activations) {
-  constexpr int kMost = Sums<kVector>::kOutputs, kParts = kMost / kOutputs;
+  constexpr int kParts = kMost / kOutputs;
   const int lanes = activations.columns.count() / kVector, column = threadIdx.x % lanes * kVector;
   const int first = threadIdx.x / lanes, step = blockDim.x / lanes;
   const FeatureColumn<kVector> features(activations.at(0, column), activations.columns);
-  Sums<kVector> sums;
+  Sums<kMost, kVector> sums;
   const Bounds bounds = scale.bounds(view.layer());
   uint32_t active = 0;
   UnitCursor<kOutputs> cursor(view, first, step);
@@ -237,14 +236,10 @@ __device__ inline Columns share_of_block(int64_t count, int fewest, int tile) {
   return columns;
 }
 
-template <int kVector, int kOutputs, bool kStored>
-__global__ void __launch_bounds__(kMostThreads, 1)
-    resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
-  extern __shared__ __align__(16) char memory[];
-  __shared__ BlockState state;
-  Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + Activations<kVector>::bytes(step.max_width, tile)));
+template <int kMost, int kVector, int kOutputs, bool kStored>
+__device__ void run_tiles(const ResidentStep& step, int64_t count, int tile, Staging& staging, BlockState& state,
+                          char* memory) {
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
-  const int64_t count = step.count ? *step.count : step.features;
   const Columns columns = share_of_block(count, kVector, tile);
   const Activations<kVector> activations(reinterpret_cast<float*>(memory), columns);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
@@ -264,7 +259,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     for (int l = step.first_layer; l < step.end_layer; ++l) {
       staging.advance(l);
       const StagedLayer& record = staging.record(l);
-      uint32_t mine = compute_layer<kVector, kOutputs, kStored>(staging.view(l), step.scale, activations);
+      uint32_t mine = compute_layer<kMost, kVector, kOutputs, kStored>(staging.view(l), step.scale, activations);
       uint32_t* word = &state.active_words[l % kStagedLayers];
       mine = __reduce_or_sync(0xFFFFFFFFu, mine);
       if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
@@ -288,6 +283,23 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     }
     staging.end();
     __syncthreads();
+  }
+}
+
+// A thread has up to kMost outputs of a layer, and kVector features; half as many where there are so few features that
+// threads would else have none.
+template <int kMost, int kVector, int kOutputs, bool kStored>
+__global__ void __launch_bounds__(kMostThreads, 1)
+    resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
+  extern __shared__ __align__(16) char memory[];
+  __shared__ BlockState state;
+  const int64_t bytes = Activations<kVector>::bytes(step.max_width, tile);
+  Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + bytes));
+  const int64_t count = step.count ? *step.count : step.features;
+  if (kVector == 4 && count <= static_cast<int64_t>(gridDim.x) * tile / 2) {
+    run_tiles<kMost, kVector / 2, kOutputs, kStored>(step, count, tile, staging, state, memory);
+  } else {
+    run_tiles<kMost, kVector, kOutputs, kStored>(step, count, tile, staging, state, memory);
   }
 }
 
@@ -329,34 +341,24 @@ int64_t threads_for_share(int64_t bytes, const DeviceLimits& limits) {
   return std::clamp<int64_t>(kMostThreads * bytes / limits.block_shared_bytes / 32 * 32, 64, kMostThreads);
 }
 
-// `blocks` of a multiprocessor. Returns no features where these do not fit.
-Choice choose(const Kind& kind, int64_t width, int blocks, int fewest, const DeviceLimits& limits) {
-  for (int features = kMostFeatures; features >= fewest; features /= 2) {
+Choice choose(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
+  const Kind kind(plan, first_layer, end_layer);
+  const int64_t width = widest(plan, first_layer, end_layer);
+  for (int features = kMostFeatures; features >= 2; features /= 2) {
     const int64_t outputs_of_thread = kSumsOfThread / vector_for(features), lanes = features / vector_for(features);
     const int64_t threads = round_up((kind.most_outputs + outputs_of_thread - 1) / outputs_of_thread * lanes, 32);
     const int64_t bytes = Activations<4>::bytes(width, features) + kSharedStatic;
-    if (blocks * bytes <= limits.block_shared_bytes && blocks * threads <= kMostThreads) {
+    if (bytes <= limits.block_shared_bytes && threads <= kMostThreads) {
       return {features, static_cast<int>(std::max(threads, threads_for_share(bytes, limits)))};
     }
   }
   return {};
 }
 
-// Two blocks, where outputs share what they read: while one waits at a barrier, the other multiplies. Outputs alone
-// need the features of a whole block to share the weights.
-Choice choose(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
-  const Kind kind(plan, first_layer, end_layer);
-  const int64_t width = widest(plan, first_layer, end_layer);
-  if (kind.outputs > 1 && !std::getenv("NOPAIR")) {
-    if (const Choice choice = choose(kind, width, 2, 4, limits); choice.features > 0) return choice;
-  }
-  return choose(kind, width, 1, 2, limits);
-}
-
 template <int kVector, int kOutputs, bool kStored>
 cudaError_t launch(ResidentStep step, const Choice& choice, const Kind& kind, const DeviceLimits& limits,
                    cudaStream_t stream) {
-  const auto kernel = resident_kernel<kVector, kOutputs, kStored>;
+  const auto kernel = resident_kernel<kSumsOfThread / kVector, kVector, kOutputs, kStored>;
   const int tile = choice.features, threads = choice.threads;
   int64_t shared = Activations<kVector>::bytes(step.max_width, tile), resident_blocks = 0;
   cudaError_t error = resident_block_count(kernel, threads, shared, &resident_blocks);
