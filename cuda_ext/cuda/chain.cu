@@ -18,6 +18,7 @@ constexpr int kMostSplitBits = 3;                       // of the lanes that sha
 constexpr int kBlocksOfFew = 2;                         // of a multiprocessor, before blocks have many
 constexpr int kPart = 8;                                // portions that a warp asks for at a time
 constexpr int kPortions = 3 * kPart;  // for which it has room: those in work, the next, and those on their way
+constexpr int kAhead = 4;             // chunks on their way to a lane
 constexpr int kActiveWords = 4;       // of as many layers
 constexpr int kLooks = 8;             // layers after which a block looks whether its features are dead
 
@@ -106,8 +107,8 @@ struct Chunk {
   float4 weights;
 };
 
-// Brings a lane's edges, portion after portion, across layers: the first chunk of the next portion is on its way while
-// the one before is finished.
+// Brings a lane's edges, portion after portion, across layers: the first chunks of the next portion are on their way
+// while the one before is finished.
 class Supply {
  public:
   // `place`: which of the lanes that share a portion's outputs and edges this one is.
@@ -125,8 +126,8 @@ class Supply {
     __syncwarp();
   }
 
-  // Begins with the next portion, of which there must be one; asks for its first chunk.
-  __device__ __forceinline__ void start(Chunk& first) {
+  // Begins with the next portion, of which there must be one; asks for its first chunks.
+  __device__ __forceinline__ void start(Chunk (&chunks_ahead)[kAhead]) {
     if (next_ % kPart == 0) {
       finish_copies<0>();
       __syncwarp();
@@ -146,7 +147,10 @@ class Supply {
     if (part_ == 0)
       bias_ = portion_->biases < 0 ? portion_->bias
                                    : __ldg(reinterpret_cast<const float*>(words_) + portion_->biases + output);
-    if (left_ > 0) load(first);
+#pragma unroll
+    for (int k = 0; k < kAhead; ++k) {
+      if (k < left_) load(chunks_ahead[k]);
+    }
     ++next_;
   }
 
@@ -234,8 +238,8 @@ __device__ uint32_t run_layers(const ResidentStep& step, const Deal& deal, const
   const int output = lane / sharing, column = lane % quads * kVector;
   const uint32_t stride = columns.count();
   const uint32_t stride_bytes = opaque(static_cast<uint32_t>(stride * sizeof(float)));
-  Chunk first{}, second{};
-  supply.start(first);
+  Chunk chunks[kAhead];
+  supply.start(chunks);
   for (int l = step.first_layer;; ++l) {
     const char* in = reinterpret_cast<const char*>(buffers.in + column);
     uint32_t mine = 0;
@@ -247,18 +251,19 @@ __device__ uint32_t run_layers(const ResidentStep& step, const Deal& deal, const
 #pragma unroll
       for (int v = 0; v < kVector; ++v) sums[v] = start;
 #pragma unroll 1
-      for (int left = supply.chunks(); left > 0; left -= 2) {
-        if (left > 1) supply.load(second);
-        multiply<kVector>(first, in, stride_bytes, sums);
-        if (left == 1) break;
-        if (left > 2) supply.load(first);
-        multiply<kVector>(second, in, stride_bytes, sums);
+      for (int left = supply.chunks(); left > 0; left -= kAhead) {
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k) {
+          if (k >= left) break;
+          multiply<kVector>(chunks[k], in, stride_bytes, sums);
+          if (k + kAhead < left) supply.load(chunks[k]);
+        }
       }
       const int outputs = portion.outputs, slot = portion.first_slot + output;
       const Bounds bounds = portion.bounds;
       ends = portion.ends_layer;
       prunable = portion.prunable;
-      if (supply.has_more()) supply.start(first);
+      if (supply.has_more()) supply.start(chunks);
       for (int other = quads; other < sharing; other *= 2) {
 #pragma unroll
         for (int v = 0; v < kVector; ++v) sums[v] += __shfl_xor_sync(0xFFFFFFFFu, sums[v], other);

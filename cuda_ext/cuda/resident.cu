@@ -11,13 +11,14 @@
 namespace spdnn::cuda {
 namespace {
 
-constexpr int kSumsOfThread = 64;  // outputs times features that a thread has of a layer, at most
+constexpr int kSumsOfThread = 64;  // outputs times features that a thread has of a layer
 
 // The sums of a thread, first in, first out: registers have no addresses, so what is kept moves up when a part is
 // added, and again when one is taken. A few moves beside all multiply-adds of a part, and a loop's body serves all
 // parts.
-template <int kOutputs, int kVector>
+template <int kVector>
 struct Sums {
+  static constexpr int kOutputs = kSumsOfThread / kVector;
   float values[kOutputs][kVector];
 
   template <int kPart>
@@ -191,14 +192,14 @@ __device__ __forceinline__ void add_bias(const LayerView& view, const PlanRun& r
 
 // One layer, in place: units of kOutputs outputs with the same inputs; without kStored one weight serves all edges of a
 // run. Returns a bit for each of the block's features that some output of the thread makes active.
-template <int kMost, int kVector, int kOutputs, bool kStored>
+template <int kVector, int kOutputs, bool kStored>
 __device__ __forceinline__ uint32_t compute_layer(const LayerView& view, const Scale& scale,
                                                   const Activations<kVector>& activations) {
-  constexpr int kParts = kMost / kOutputs;
+  constexpr int kMost = Sums<kVector>::kOutputs, kParts = kMost / kOutputs;
   const int lanes = activations.columns.count() / kVector, column = threadIdx.x % lanes * kVector;
   const int first = threadIdx.x / lanes, step = blockDim.x / lanes;
   const FeatureColumn<kVector> features(activations.at(0, column), activations.columns);
-  Sums<kMost, kVector> sums;
+  Sums<kVector> sums;
   const Bounds bounds = scale.bounds(view.layer());
   uint32_t active = 0;
   UnitCursor<kOutputs> cursor(view, first, step);
@@ -236,10 +237,14 @@ __device__ inline Columns share_of_block(int64_t count, int fewest, int tile) {
   return columns;
 }
 
-template <int kMost, int kVector, int kOutputs, bool kStored>
-__device__ void run_tiles(const ResidentStep& step, int64_t count, int tile, Staging& staging, BlockState& state,
-                          char* memory) {
+template <int kVector, int kOutputs, bool kStored>
+__global__ void __launch_bounds__(kMostThreads, 1)
+    resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
+  extern __shared__ __align__(16) char memory[];
+  __shared__ BlockState state;
+  Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + Activations<kVector>::bytes(step.max_width, tile)));
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
+  const int64_t count = step.count ? *step.count : step.features;
   const Columns columns = share_of_block(count, kVector, tile);
   const Activations<kVector> activations(reinterpret_cast<float*>(memory), columns);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
@@ -259,7 +264,7 @@ __device__ void run_tiles(const ResidentStep& step, int64_t count, int tile, Sta
     for (int l = step.first_layer; l < step.end_layer; ++l) {
       staging.advance(l);
       const StagedLayer& record = staging.record(l);
-      uint32_t mine = compute_layer<kMost, kVector, kOutputs, kStored>(staging.view(l), step.scale, activations);
+      uint32_t mine = compute_layer<kVector, kOutputs, kStored>(staging.view(l), step.scale, activations);
       uint32_t* word = &state.active_words[l % kStagedLayers];
       mine = __reduce_or_sync(0xFFFFFFFFu, mine);
       if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
@@ -283,23 +288,6 @@ __device__ void run_tiles(const ResidentStep& step, int64_t count, int tile, Sta
     }
     staging.end();
     __syncthreads();
-  }
-}
-
-// A thread has up to kMost outputs of a layer, and kVector features; half as many where there are so few features that
-// threads would else have none.
-template <int kMost, int kVector, int kOutputs, bool kStored>
-__global__ void __launch_bounds__(kMostThreads, 1)
-    resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
-  extern __shared__ __align__(16) char memory[];
-  __shared__ BlockState state;
-  const int64_t bytes = Activations<kVector>::bytes(step.max_width, tile);
-  Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + bytes));
-  const int64_t count = step.count ? *step.count : step.features;
-  if (kVector == 4 && count <= static_cast<int64_t>(gridDim.x) * tile / 2) {
-    run_tiles<kMost, kVector / 2, kOutputs, kStored>(step, count, tile, staging, state, memory);
-  } else {
-    run_tiles<kMost, kVector, kOutputs, kStored>(step, count, tile, staging, state, memory);
   }
 }
 
@@ -358,7 +346,7 @@ Choice choose(const PlanView& plan, int64_t first_layer, int64_t end_layer, cons
 template <int kVector, int kOutputs, bool kStored>
 cudaError_t launch(ResidentStep step, const Choice& choice, const Kind& kind, const DeviceLimits& limits,
                    cudaStream_t stream) {
-  const auto kernel = resident_kernel<kSumsOfThread / kVector, kVector, kOutputs, kStored>;
+  const auto kernel = resident_kernel<kVector, kOutputs, kStored>;
   const int tile = choice.features, threads = choice.threads;
   int64_t shared = Activations<kVector>::bytes(step.max_width, tile), resident_blocks = 0;
   cudaError_t error = resident_block_count(kernel, threads, shared, &resident_blocks);

@@ -177,6 +177,11 @@ T __shfl_up_sync(uint32_t, T value, int distance) {
   const int lane = (threadIdx.x + threadIdx.y * blockDim.x) % 32;
   return emulator::word_as<T>(emulator::exchange(emulator::as_word(value))[std::max(lane - distance, 0)]);
 }
+template <typename T>
+T __shfl_xor_sync(uint32_t, T value, int mask) {
+  const int lane = (threadIdx.x + threadIdx.y * blockDim.x) % 32;
+  return emulator::word_as<T>(emulator::exchange(emulator::as_word(value))[lane ^ mask]);
+}
 inline uint32_t __ballot_sync(uint32_t, bool predicate) {
   const uint64_t* words = emulator::exchange(predicate);
   uint32_t bits = 0;
