@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from random_layers import random_layer
 
-from spdnn_jax import SparseNetwork, _native, build_plan, infer, ops, pack_bits, planner
+from spdnn_jax import SparseNetwork, _native, apply, build_plan, infer, ops, pack_bits, planner, trainable, with_weights
 from spdnn_jax.graph_challenge import oracle, radixnet
 from spdnn_jax.plan import Plan
 from spdnn_jax.simplify import Compress
@@ -27,7 +27,10 @@ from spdnn_jax.simplify import Compress
 LAYER = "layer"
 """Beside the families: the kernel of the single-layer primitive, `spdnn_jax.layer`."""
 
-FAMILIES: tuple[str, ...] = (*planner.KERNELS, LAYER)
+DERIVATIVES = "derivatives"
+"""The kernels of derivatives, in features, values and biases."""
+
+FAMILIES: tuple[str, ...] = (*planner.KERNELS, LAYER, DERIVATIVES)
 
 AGREED = "all cases agree with the oracle"
 """The last line of a run that went well."""
@@ -132,6 +135,9 @@ def run_case(case: Case, family: str) -> bool:
     if family == LAYER:
         _assert_close(_layer_by_layer(network, plain), expected.activations)
         return True
+    if family == DERIVATIVES:
+        _compare_derivatives(network, plain)
+        return True
     y0 = jax.device_put(_in_form(plain, case.form))
     try:
         plan = build_plan(network, kernel=family, compress=case.compress)  # pyright: ignore[reportArgumentType]
@@ -154,6 +160,22 @@ def _layer_by_layer(network: SparseNetwork, plain: np.ndarray) -> jax.Array:
     for layer, clip in zip(network.layers, network.activation, strict=True):
         y = ops.layer(layer, y, activation=clip)
     return jax.block_until_ready(y)
+
+
+def _compare_derivatives(network: SparseNetwork, plain: np.ndarray) -> None:
+    """Compares with the derivatives on the CPU."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        expected = _derivatives(network, plain)
+    for got, wanted in zip(_derivatives(network, plain), expected, strict=True):
+        _assert_close(got, np.asarray(wanted))
+
+
+def _derivatives(network: SparseNetwork, plain: np.ndarray) -> list[jax.Array]:
+    y, plan = jnp.asarray(plain), build_plan(network, derivatives=True)
+    of_features = jax.grad(lambda y: infer(plan, y).sum())(y)
+    weights, structure = trainable(network)
+    of_weights = jax.grad(lambda weights: apply(with_weights(structure, weights), y).sum())(weights)
+    return jax.block_until_ready([of_features, *jax.tree.leaves(of_weights)])
 
 
 def _assert_close(got: jax.Array, expected: np.ndarray) -> None:
@@ -184,7 +206,7 @@ def main() -> int:
     chosen = [case for case in cases() if case.tiny or not arguments.tiny]
     for family in FAMILIES:
         ran = 0
-        for case in chosen:
+        for case in (case for case in chosen if case.tiny or family != DERIVATIVES):  # these compile for seconds
             took = run_case(case, family)
             ran += took
             print(f"{family}: {case.name}: {'agrees' if took else 'refused, as too wide'}", flush=True)

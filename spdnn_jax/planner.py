@@ -179,8 +179,8 @@ def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> tu
             raise ValueError("this plan was built without staged sections: build it with kernel='staged'")
         if kernel == "chain" and not _fits_chain(table).all():
             raise ValueError(
-                f"this plan is no chain: a layer has more than {CHAIN_WIDTH} neurons, or it was not built with "
-                "kernel='chain'"
+                f"this plan is no chain: a layer is too wide (more than {CHAIN_WIDTH} neurons), or the plan was built "
+                "without kernel='chain'"
             )
         return [kernel] * count, f"{kernel}: as asked for"
     narrow, staged = _widths(table) <= RESIDENT_WIDTH, table.layers["staged_offset"] >= 0
@@ -192,7 +192,11 @@ def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> tu
         for layer in range(count)
     ]
     for first, end in _stretches(families, set()):
-        if families[first] == "chain" and end - first < _SHORTEST_CHAIN and "resident" in families[max(first - 1, 0) : end + 1]:
+        if (
+            families[first] == "chain"
+            and end - first < _SHORTEST_CHAIN
+            and "resident" in families[max(first - 1, 0) : end + 1]
+        ):
             families[first:end] = ["resident"] * (end - first)
     reasons = {
         "chain": f"outputs share nothing, {CHAIN_WIDTH} neurons wide at most",
