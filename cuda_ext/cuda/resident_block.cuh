@@ -245,11 +245,13 @@ __device__ void load_neighbours(const ResidentStep& step, int64_t first, int64_t
   const int vectors = columns.count() / kVector, column = threadIdx.x % vectors * kVector;
   const float* source = step.source + tiled_offset(first, 0, width) + column;
   for (int64_t neuron = threadIdx.x / vectors; neuron < width; neuron += blockDim.x / vectors) {
+    const float* address = source + neuron * kTile;
     float x[kVector];
-    load_vector<kVector>(source + neuron * kTile, x);
+    if (first + column + kVector <= count) {
+      load_vector<kVector>(address, x);
+    } else {  // past the last feature nobody wrote
 #pragma unroll
-    for (int v = 0; v < kVector; ++v) {
-      if (first + column + v >= count) x[v] = 0.0f;
+      for (int v = 0; v < kVector; ++v) x[v] = first + column + v < count ? address[v] : 0.0f;
     }
     in.set_vector(static_cast<int>(neuron), column, x);
   }
