@@ -244,14 +244,15 @@ __device__ void load_neighbours(const ResidentStep& step, int64_t first, int64_t
   constexpr int kVector = Activations::kVector;
   const int vectors = columns.count() / kVector, column = threadIdx.x % vectors * kVector;
   const float* source = step.source + tiled_offset(first, 0, width) + column;
+  const int present = static_cast<int>(min(count - first, static_cast<int64_t>(kMostFeatures))) - column;
   for (int64_t neuron = threadIdx.x / vectors; neuron < width; neuron += blockDim.x / vectors) {
     const float* address = source + neuron * kTile;
     float x[kVector];
-    if (first + column + kVector <= count) {
+    if (present >= kVector) {
       load_vector<kVector>(address, x);
     } else {  // past the last feature nobody wrote
 #pragma unroll
-      for (int v = 0; v < kVector; ++v) x[v] = first + column + v < count ? address[v] : 0.0f;
+      for (int v = 0; v < kVector; ++v) x[v] = v < present ? address[v] : 0.0f;
     }
     in.set_vector(static_cast<int>(neuron), column, x);
   }
