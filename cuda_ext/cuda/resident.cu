@@ -331,18 +331,28 @@ int64_t threads_for_share(int64_t bytes, const DeviceLimits& limits) {
   return std::clamp<int64_t>(kMostThreads * bytes / limits.block_shared_bytes / 32 * 32, 64, kMostThreads);
 }
 
-Choice choose(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
-  const Kind kind(plan, first_layer, end_layer);
-  const int64_t width = widest(plan, first_layer, end_layer);
-  for (int features = kMostFeatures; features >= 2; features /= 2) {
+// So many blocks on a multiprocessor, with `fewest` features each. Returns none where these do not fit.
+Choice choose(const Kind& kind, int64_t width, int blocks, int fewest, const DeviceLimits& limits) {
+  for (int features = kMostFeatures; features >= fewest; features /= 2) {
     const int64_t outputs_of_thread = kSumsOfThread / vector_for(features), lanes = features / vector_for(features);
     const int64_t threads = round_up((kind.most_outputs + outputs_of_thread - 1) / outputs_of_thread * lanes, 32);
     const int64_t bytes = Activations<4>::bytes(width, features) + kSharedStatic;
-    if (bytes <= limits.block_shared_bytes && threads <= kMostThreads) {
+    if (blocks * bytes <= limits.block_shared_bytes && blocks * threads <= kMostThreads) {
       return {features, static_cast<int>(std::max(threads, threads_for_share(bytes, limits)))};
     }
   }
   return {};
+}
+
+// Two blocks, where outputs share what they read: while one waits at a barrier, or for its features, the other
+// multiplies. Outputs alone need as many features as fit to share their weights.
+Choice choose(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits) {
+  const Kind kind(plan, first_layer, end_layer);
+  const int64_t width = widest(plan, first_layer, end_layer);
+  if (kind.outputs > 1) {
+    if (const Choice choice = choose(kind, width, 2, 4, limits); choice.features > 0) return choice;
+  }
+  return choose(kind, width, 1, 2, limits);
 }
 
 template <int kVector, int kOutputs, bool kStored>
