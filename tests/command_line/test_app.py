@@ -129,6 +129,7 @@ for name in ("sklearn", "tqdm", "safetensors", "matplotlib"):
     sys.modules[name] = None
 import numpy as np
 import spdnn_jax
+assert "scipy" not in sys.modules, "what most programs do not need makes the import slow"
 from spdnn_jax.graph_challenge import inputs, radixnet
 from spdnn_jax.command_line import plots
 from spdnn_jax.command_line.progress import progress_bar
