@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.experimental import sparse
 
 Array = jax.Array | np.ndarray
 Shape = tuple[int | None, ...]
@@ -44,7 +43,18 @@ def scipy_indices(matrix: Any) -> None:
 
 def is_bcoo(given: Any) -> bool:
     """Whether something is a sparse matrix of JAX, BCOO or BCSR."""
-    return isinstance(given, sparse.BCOO | sparse.BCSR)
+    return _is_jax_sparse(given, "BCOO") or _is_jax_sparse(given, "BCSR")
+
+
+def is_bcsr(given: Any) -> bool:
+    """Whether something is a sparse matrix of JAX, BCSR."""
+    return _is_jax_sparse(given, "BCSR")
+
+
+def _is_jax_sparse(given: Any, name: str) -> bool:
+    """Whether something is of a class of jax.experimental.sparse, which takes long to import, SciPy with it."""
+    sparse = sys.modules.get("jax.experimental.sparse")  # who holds such a matrix has imported it
+    return sparse is not None and isinstance(given, getattr(sparse, name))
 
 
 def kind_of(given: Any) -> str:

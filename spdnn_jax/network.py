@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import sparse
 
 from spdnn_jax import checks
 from spdnn_jax._extras import require
@@ -23,6 +22,7 @@ from spdnn_jax.activation import Activation, Clip, paired, resolve
 
 if TYPE_CHECKING:
     import scipy.sparse
+    from jax.experimental import sparse
 
 Array = jax.Array | np.ndarray
 Duplicates = Literal["sum", "refuse"]
@@ -115,7 +115,7 @@ class SparseLayer:
 
     @classmethod
     def from_bcoo(
-        cls, matrix: sparse.BCOO | sparse.BCSR, bias: Any = 0.0, duplicates: Duplicates = "sum"
+        cls, matrix: "sparse.BCOO | sparse.BCSR", bias: Any = 0.0, duplicates: Duplicates = "sum"
     ) -> "SparseLayer":
         """A layer from a JAX sparse matrix, BCOO or BCSR, of shape (inputs, outputs) without batch or dense axes.
 
@@ -129,7 +129,7 @@ class SparseLayer:
         """
         if not checks.is_bcoo(matrix):
             _refuse("from_bcoo", "a BCOO or BCSR matrix", matrix)
-        if isinstance(matrix, sparse.BCSR):
+        if checks.is_bcsr(matrix):
             matrix = matrix.to_bcoo()
         if matrix.n_batch or matrix.n_dense or matrix.ndim != 2:
             raise ValueError(f"the weights must be a plain sparse matrix, got {matrix}: remove batch and dense axes")

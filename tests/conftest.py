@@ -12,8 +12,11 @@ import pytest
 
 from spdnn_jax import Clip, SparseLayer, SparseNetwork, _native
 
-if os.environ.get("SPDNN_REQUIRE_CUDA") != "1":  # programs of a test run once: most of the time went into their code
-    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+if os.environ.get("SPDNN_REQUIRE_CUDA") != "1":  # programs of a test run once: most of the time goes into their code
+    quick = "--xla_backend_optimization_level=0"
+    if jax.__version_info__ < (0, 11):  # the older emitters take half as long; later versions do not have them
+        quick += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = f"{quick} {os.environ.get('XLA_FLAGS', '')}"
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -22,6 +22,7 @@ ENTRIES: dict[str, Callable[[Any, ops.Backend], jax.Array]] = {
 }
 each = pytest.mark.parametrize("run", ENTRIES.values(), ids=ENTRIES)
 backends = pytest.mark.parametrize("backend", ["auto", "xla"])
+LEADING = [(), (0,), (1,), (7,), (2, 3), (2, 0, 3), (2, 1, 2, 2)]
 
 
 @each
@@ -40,12 +41,18 @@ def test_every_dtype(run: Any, backend: ops.Backend, dtype: str) -> None:
 
 @each
 @backends
-@pytest.mark.parametrize("leading", [(), (0,), (1,), (7,), (2, 3), (2, 0, 3), (2, 1, 2, 2)])
+@pytest.mark.parametrize("leading", LEADING)
 def test_any_number_of_leading_axes(run: Any, backend: ops.Backend, leading: tuple[int, ...]) -> None:
     y = np.random.default_rng(0).normal(size=(*leading, 40)).astype(np.float32)
     result = run(y, backend)
     assert result.shape == (*leading, 20)
     np.testing.assert_allclose(result, dense_reference(NETWORK, y.reshape(-1, 40)).reshape(result.shape), atol=5e-5)
+
+
+@backends
+@pytest.mark.parametrize("leading", LEADING)
+def test_categories_of_any_number_of_leading_axes(backend: ops.Backend, leading: tuple[int, ...]) -> None:
+    y = np.random.default_rng(0).normal(size=(*leading, 40)).astype(np.float32)
     alive = categories(PLAN, y, backend=backend)
     np.testing.assert_array_equal(alive, np.asarray(infer(PLAN, y, backend=backend)).any(axis=-1))
 

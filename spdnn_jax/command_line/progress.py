@@ -8,8 +8,9 @@ from typing import Any
 
 from spdnn_jax._extras import require
 
-_FIRST_SECONDS = 2.0  # after which it is told how long a step takes ...
-_LONG_SECONDS = 10.0  # ... if it takes longer than this
+_FIRST_SHARE, _FIRST_SECONDS = 0.05, 2.0  # after which a time is told: the very first steps may be the longest
+_LAST_SECONDS = 60.0  # when it is told at the latest ...
+_LONG_SECONDS = 10.0  # ... if all will take longer than this
 
 
 @contextlib.contextmanager
@@ -37,17 +38,22 @@ def progress_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def _estimate(title: str, total: int) -> Callable[[int], None]:
-    """Says once how long all steps will take, from how long the first of them took."""
-    started, said = time.perf_counter(), False
+    """Says once how long all steps will take, if those to come are as long as the last."""
+    started = before = time.perf_counter()
+    counted, said = 0, False
 
     def show(done: int) -> None:
-        nonlocal said
-        spent = time.perf_counter() - started
-        if said or done <= 0 or spent < _FIRST_SECONDS:
+        nonlocal before, counted, said
+        if said or done <= counted:
+            return
+        now = time.perf_counter()
+        seconds = now - started + (total - done) * (now - before) / (done - counted)
+        before, counted = now, done
+        if now - started < (_FIRST_SECONDS if done >= total * _FIRST_SHARE else _LAST_SECONDS):
             return
         said = True
-        if spent / done * total > _LONG_SECONDS:
-            print(f"{title}: about {rounded(spent / done * total)} in all", file=sys.stderr, flush=True)
+        if seconds > _LONG_SECONDS:
+            print(f"{title}: about {rounded(seconds)} in all", file=sys.stderr, flush=True)
 
     return show
 

@@ -11,12 +11,14 @@ import jax
 import pytest
 from absl.testing import flagsaver
 
-from spdnn_jax.command_line import app
+from spdnn_jax import _interrupts
+from spdnn_jax.command_line import app, own
 
 SMALL = ("--neurons=64", "--layers=6", "--features=200", "--backend=cpu", "--repeats=2")
 
 
-def spdnn(*arguments: str) -> subprocess.CompletedProcess[str]:
+def started(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the program in a process of its own, as a shell does."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg"}
     return subprocess.run(
         [sys.executable, "-m", "spdnn_jax", *arguments],
@@ -29,18 +31,26 @@ def spdnn(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """As `spdnn`, for what ends before anything runs: in this process, which is a hundred times as fast."""
+    """As `started`, for what ends before anything runs: in this process, which is a hundred times as fast."""
     jax.devices()  # --backend=cpu would hide GPUs from tests to come
+    for remembered in (own.network, own.features):  # which a process reads once
+        remembered.cache_clear()
     out, err = io.StringIO(), io.StringIO()
     with (
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.object(sys, "argv", ["spdnn", *arguments]),
+        mock.patch.object(_interrupts, "watch"),  # signals are the tests'
         flagsaver.flagsaver(),
         pytest.raises(SystemExit) as end,
     ):
         app.main()
     return subprocess.CompletedProcess(arguments, int(end.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def spdnn(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """As `started`, in this process, too, unless JAX has a GPU here, which it would run on in spite of its flags."""
+    return refused(*arguments) if jax.default_backend() == "cpu" else started(*arguments)
 
 
 def error_line(done: subprocess.CompletedProcess[str]) -> str:

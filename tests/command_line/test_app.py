@@ -10,7 +10,7 @@ import pytest
 import spdnn_jax
 from spdnn_jax.command_line import app, options
 from spdnn_jax.graph_challenge import networks
-from tests.command_line.program import error_line, refused, spdnn
+from tests.command_line.program import error_line, refused, started
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_flagfile_that_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--devices=99",), "99 devices were asked for"),
+        (("--devices=99", "--neurons=64", "--features=10"), "99 devices were asked for"),
         (("--neurons=1000",), r"16 * 2^k"),
         (("--neurons=2048",), "square number"),
         (("--weights=official", "--dataset_dir=/no/such"), "point --dataset_dir at the official files"),
@@ -83,7 +83,7 @@ def test_flagfiles_of_the_challenge(neurons: int, layers: int) -> None:
 
 
 def test_help_tells_the_commands() -> None:
-    for done in (spdnn("-h"), refused("--help")):
+    for done in (started("-h"), refused("--help")):
         assert done.returncode == 0, done.stderr
         assert {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")} == set(app._COMMANDS)
 
@@ -129,6 +129,7 @@ for name in ("sklearn", "tqdm", "safetensors", "matplotlib"):
     sys.modules[name] = None
 import numpy as np
 import spdnn_jax
+assert "scipy" not in sys.modules, "what most programs do not need makes the import slow"
 from spdnn_jax.graph_challenge import inputs, radixnet
 from spdnn_jax.command_line import plots
 from spdnn_jax.command_line.progress import progress_bar

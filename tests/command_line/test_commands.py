@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from spdnn_jax.graph_challenge import download
-from tests.command_line.program import SMALL, error_line, spdnn
+from tests.command_line.program import SMALL, error_line, spdnn, started
 
 
 def test_profile_and_plot(tmp_path: Path) -> None:
@@ -13,8 +13,8 @@ def test_profile_and_plot(tmp_path: Path) -> None:
     assert "layer 1 alone" in done.stdout
     content = json.loads(report.read_text())
     assert [layer["features"] for layer in content["profile"]] == [200, *content["active"][:-1]]
-    for kind in ("layers", "networks"):
-        done = spdnn("plot", str(report), f"--output={figure}", f"--figure={kind}")
+    for kind, call in (("layers", started), ("networks", spdnn)):
+        done = call("plot", str(report), f"--output={figure}", f"--figure={kind}")
         assert done.returncode == 0, done.stderr
         assert figure.read_bytes().startswith(b"\x89PNG")
         figure.unlink()
@@ -24,7 +24,7 @@ def test_bench_gathers_reports(tmp_path: Path) -> None:
     flagfile = tmp_path / "small.flags"
     flagfile.write_text("\n".join(SMALL) + "\n")
     gathered = tmp_path / "all.json"
-    done = spdnn("bench", str(flagfile), str(flagfile), "--check=none", f"--report_out={gathered}")
+    done = started("bench", str(flagfile), str(flagfile), "--check=none", f"--report_out={gathered}")
     assert done.returncode == 0, done.stderr
     assert [report["features"] for report in json.loads(gathered.read_text())] == [200, 200]
 

@@ -8,7 +8,7 @@ import pytest
 
 from spdnn_jax import _native
 from spdnn_jax.command_line import doctor
-from tests.command_line.program import spdnn
+from tests.command_line.program import started
 
 
 def findings(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
@@ -18,7 +18,7 @@ def findings(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
 
 
 def test_a_sound_installation() -> None:
-    done = spdnn("doctor")
+    done = started("doctor")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "right on a network" in done.stdout
     assert "nothing is wrong" in done.stdout

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from spdnn_jax import Clip, SparseNetwork, build_plan, infer
 from spdnn_jax.io import read_network
-from tests.command_line.program import error_line, spdnn
+from tests.command_line.program import error_line, refused, spdnn, started
 from tests.conftest import random_network
 
 RUN = ("--backend=cpu", "--repeats=1")
@@ -104,7 +104,7 @@ def test_the_trained_network(tmp_path: Path, shared_data: Path) -> None:
     with tarfile.open(shared_data / "trained/mnist-128x18.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     files, mnist = tmp_path / "mnist-128x18", shared_data / "mnist"
-    done = spdnn(
+    done = started(
         *RUN, f"--network={files}/weights", f"--biases={files}/biases", "--index_base=0",
         "--activation=relu:1,identity", f"--inputs={mnist}/t10k-images-idx3-ubyte.gz", "--full_scale=255",
         f"--labels={mnist}/t10k-labels-idx1-ubyte.gz",
@@ -141,7 +141,7 @@ def test_random_inputs_for_any_width(tmp_path: Path, network: SparseNetwork) -> 
     ],
 )
 def test_flags_that_do_not_go_together(arguments: tuple[str, ...]) -> None:
-    done = spdnn(*arguments)
+    done = refused(*arguments)
     assert done.returncode == 2, done.stderr
     assert "FATAL" in done.stderr
     assert "Traceback" not in done.stderr

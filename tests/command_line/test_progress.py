@@ -28,16 +28,21 @@ def test_progress_without_a_terminal_is_one_line(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("total", "said"),
-    [(4, ""), (100, "working: about 75 seconds in all\n"), (40_000, "working: about 8 hours in all\n")],
+    ("total", "steps", "said"),
+    [
+        (4, [0.75] * 4, ""),
+        (100, [0.75] * 10, "working: about 75 seconds in all\n"),
+        (40_000, [0.75] * 100, "working: about 8 hours in all\n"),
+        (120, [30, 10, 5, 1, 0.1, 0.1, 0.1], "working: about 58 seconds in all\n"),  # an oracle's, as features die
+    ],
 )
 def test_long_steps_say_how_long(
-    total: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    total: int, steps: list[float], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Once, from the first steps, as soon as they tell something."""
-    clock = itertools.count(0, 0.75)
+    """Once, as soon as the steps tell something."""
+    clock = itertools.accumulate([0, *steps])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     with progress_bar("working", total) as progress:
-        for done in range(1, 5):
+        for done in range(1, len(steps) + 1):
             progress(done)
     assert capsys.readouterr().err == f"working ...\n{said}"

@@ -12,13 +12,13 @@ import pytest
 
 from spdnn_jax.command_line import memory, run
 from spdnn_jax.graph_challenge import networks, official_files, radixnet
-from tests.command_line.program import SMALL, error_line, refused, spdnn
+from tests.command_line.program import SMALL, error_line, refused, spdnn, started
 from tests.graph_challenge.test_official_files import write_network
 
 
 def test_run_reports_checks_and_writes(tmp_path: Path) -> None:
     report, categories = tmp_path / "report.json", tmp_path / "categories.tsv"
-    done = spdnn(*SMALL, "--check=full", f"--report_out={report}", f"--categories_out={categories}")
+    done = started(*SMALL, "--check=full", f"--report_out={report}", f"--categories_out={categories}")
     assert done.returncode == 0, done.stderr
     for expected in (
         "network",

@@ -23,7 +23,7 @@ from spdnn_jax import Plan, planner
 _HERE = Path(__file__).parent
 _SOURCE = Path(__file__).parents[2] / "cuda_ext"
 _INPUT_TYPES = {"float32": 0, "uint8": 1, "bool": 1, "uint32": 2}  # as cuda_ext/cuda/input.h counts them
-_OPTIONS = ["-std=c++17", "-O1", "-g1", "-Wno-unknown-pragmas", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
+_OPTIONS = ["-std=c++17", "-Og", "-g1", "-Wno-unknown-pragmas", "-fsanitize=address,undefined", "-fno-sanitize-recover"]
 # What the address sanitizer sees anyway, and inlining of what is called once, double the time to compile.
 _OPTIONS += ["-fno-sanitize=null,pointer-overflow", "-fno-inline-functions-called-once"]
 

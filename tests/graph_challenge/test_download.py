@@ -273,7 +273,7 @@ def test_a_redirect_to_another_host_is_followed(server: Server, tmp_path: Path) 
 
 
 def test_a_server_that_stalls_is_left(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TIMEOUT", 0.05)
+    monkeypatch.setattr(module, "_TIMEOUT", 0.5)
     done = threading.Event()
 
     def stall(handler: Handler) -> None:
