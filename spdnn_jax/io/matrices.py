@@ -53,7 +53,7 @@ class Matrix:
                 raise ValueError(f"{name}: expected a matrix, found shape {weights.shape}")
             row, column = np.nonzero(weights)
             return cls(name, row, column, weights[row, column], weights.shape)
-        coordinates = weights.tocoo()
+        coordinates = weights.tocoo(copy=False)
         return cls(name, coordinates.row, coordinates.col, coordinates.data, weights.shape)
 
     @property
