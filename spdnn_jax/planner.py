@@ -168,7 +168,7 @@ def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = 
 
 
 def _check_records(table: PlanTable) -> None:
-    """Raises ValueError, with the layer, where records do not fit together: what follows, and the workspace, trust them."""
+    """Raises ValueError, with the layer, where records do not fit together: launches and workspace are made by them."""
     try:
         core.check_plan_records(table.records, int(table.header["words"]))
     except ValueError as error:
