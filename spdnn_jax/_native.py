@@ -129,8 +129,11 @@ def cuda_workspace_bytes(records: np.ndarray, features: int) -> int:
     Args:
         records: int64, the records of a plan.
         features: Number of features in a call.
+
+    Raises:
+        ValueError: The records do not fit together.
     """
-    return _cuda().spdnn_cuda_workspace_bytes(records.ctypes.data, records.size, features)
+    return _size_by_records(_cuda().spdnn_cuda_workspace_bytes(records.ctypes.data, records.size, features))
 
 
 def cuda_sampled_workspace_bytes(features: int, edges: int) -> int:
@@ -140,7 +143,14 @@ def cuda_sampled_workspace_bytes(features: int, edges: int) -> int:
 
 def cuda_chain_workspace_bytes(records: np.ndarray, words: int, features: int) -> int:
     """As `cuda_workspace_bytes`, of a plan's rows: their records, and how many words they have."""
-    return _cuda().spdnn_cuda_chain_workspace_bytes(records.ctypes.data, records.size, words, features)
+    size = _cuda().spdnn_cuda_chain_workspace_bytes(records.ctypes.data, records.size, words, features)
+    return _size_by_records(size)
+
+
+def _size_by_records(size: int) -> int:
+    if size < 0:
+        raise ValueError("the plan is damaged: its records do not fit together: build it again")
+    return size
 
 
 _check_version()

@@ -110,7 +110,7 @@ class SparseLayer:
         if not checks.is_scipy(matrix):
             _refuse("from_scipy", "a SciPy sparse matrix", matrix)
         checks.scipy_indices(matrix)
-        coordinates = matrix.tocoo()
+        coordinates = (matrix.tocsc() if matrix.format == "csr" else matrix).tocoo(copy=False)  # sorted by counting
         return cls._from_edges(coordinates.row, coordinates.col, coordinates.data, matrix.shape, bias, duplicates)
 
     @classmethod
@@ -165,14 +165,19 @@ class SparseLayer:
         inputs, outputs = (checks.count("the number of neurons", size) for size in shape)
         if not jnp.isdtype(values.dtype, ("real floating", "integral", "bool")):
             raise ValueError(f"the weights must be real numbers, got {values.dtype}")
-        row, column = np.asarray(row, np.int64), np.asarray(column, np.int64)
         if min(row.min(initial=0), column.min(initial=0)) < 0:
             raise ValueError("an edge names a negative neuron: neurons count from 0")
-        values = np.asarray(values, np.float64)
-        order = np.lexsort((row, column))
-        row, column, values = row[order], column[order], values[order]
+        is_small = max(row.max(initial=0), column.max(initial=0)) <= checks.INT32
+        row, column = (np.asarray(index, np.int32 if is_small else np.int64) for index in (row, column))
+        if values.dtype != np.float32:
+            values = np.asarray(values, np.float64)
+        if not _ascends(row, column):
+            order = np.lexsort((row, column))
+            row, column, values = row[order], column[order], values[order]
+            del order
         first = np.ones(row.size, bool)
-        first[1:] = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
+        first[1:] = row[1:] != row[:-1]
+        first[1:] |= column[1:] != column[:-1]
         if not first.all():
             if duplicates == "refuse":
                 twice = int(np.argmin(first))
@@ -180,7 +185,7 @@ class SparseLayer:
                     f"the edge from input {row[twice]} to output {column[twice]} is stored twice: "
                     "pass duplicates='sum' to add the weights up"
                 )
-            values = np.add.reduceat(values, np.flatnonzero(first))
+            values = np.add.reduceat(values, np.flatnonzero(first), dtype=np.float64)
             row, column = row[first], column[first]
         indptr = np.zeros(outputs + 1, np.int64)
         np.cumsum(np.bincount(column, minlength=outputs), out=indptr[1:])
@@ -419,6 +424,14 @@ def _refuse(builder: str, what: str, given: Any) -> NoReturn:
         f"SparseLayer.{builder} takes {what}, got {checks.kind_of(given)}"
         + ("" if isinstance(given, SparseLayer) else f": use {checks.constructor_for(given)}")
     )
+
+
+def _ascends(row: np.ndarray, column: np.ndarray) -> bool:
+    """Whether edges stand by column, and by row inside a column."""
+    rises = row[1:] >= row[:-1]
+    rises &= column[1:] == column[:-1]
+    rises |= column[1:] > column[:-1]
+    return bool(rises.all())
 
 
 def _check_rises(name: str, indptr: np.ndarray, edges: int) -> None:

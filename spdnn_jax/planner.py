@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from spdnn_jax._native import core
 from spdnn_jax.layout import PlanTable
 
 Kernel = Literal["auto", "staged", "grouped", "resident", "chain"]
@@ -147,10 +148,12 @@ def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = 
         narrow_input: Whether the features come in bytes or bits.
 
     Raises:
-        ValueError: There is no such family, or the plan was built without the sections that it needs.
+        ValueError: There is no such family, the plan was built without the sections that it needs, or its records do
+            not fit together.
     """
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
+    _check_records(table)
     families, reason = _choose_families(table, kernel, narrow_input)
     searches = _searches(table) if table.header["merge_features"] else set()
     widths = _widths(table)
@@ -165,6 +168,14 @@ def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = 
             alone = kernel == "auto" and part[1] - part[0] == 1 and widths[part[0]] > _ALONE
             steps.append(Step("grouped" if alone else families[first], *part))
     return Schedule(tuple(steps), reason)
+
+
+def _check_records(table: PlanTable) -> None:
+    """Raises ValueError, with the layer, where records do not fit together: launches and workspace are made by them."""
+    try:
+        core.check_plan_records(table.records, int(table.header["words"]))
+    except ValueError as error:
+        raise ValueError(f"the plan is damaged: {error}: build it again") from None
 
 
 def _widths(table: PlanTable) -> np.ndarray:

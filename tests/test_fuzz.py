@@ -32,7 +32,7 @@ from spdnn_jax.graph_challenge.inputs import read_idx_images
 from spdnn_jax.io import read_array, read_network
 from tests.conftest import FUZZ, random_network
 
-HEADROOM = 512 << 20  # bytes that a reader may map beyond what the process has
+HEADROOM = 64 << 20  # bytes that a reader may take beyond what the process has: a block of text, and what is made of it
 NEURONS = 32
 TOKENS = (
     b"0",
@@ -214,14 +214,14 @@ def damaged(content: bytes, edits: list[Any]) -> bytes:
 
 @contextlib.contextmanager
 def bounded_memory() -> Iterator[None]:
-    """Within it, a header that lies about a GiB ends in a MemoryError, which is none of the errors allowed."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + HEADROOM, before[1]))
+    """Within it, a header that lies about some MiB ends in a MemoryError, which is none of the errors allowed."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (pages * os.sysconf("SC_PAGE_SIZE") + HEADROOM, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def is_the_same(form: Form, content: bytes) -> bool:

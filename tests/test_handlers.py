@@ -1,6 +1,7 @@
 """The custom calls, made past all checks of Python: wrong shapes, dtypes, sizes and attributes end in an error.
 
-The checks are those of both back ends (cuda_ext/ffi/arguments.h); here they are made by the CPU's.
+The checks are those of both back ends (cuda_ext/ffi/arguments.h). On a GPU, which trusts indices, no call is made that
+changes the words of a plan or an index.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spdnn_jax import Clip, Plan, build_plan, infer
+from spdnn_jax import Clip, Plan, _native, build_plan, infer, planner
 from spdnn_jax._native import (
     CHAIN_DERIVATIVE_TARGET,
     CHAIN_TARGET,
@@ -24,6 +25,7 @@ from spdnn_jax._native import (
     SAMPLED_TARGET,
     core,
 )
+from spdnn_jax.layout import PlanTable
 from tests.conftest import random_network
 
 FEATURES = 3
@@ -49,10 +51,11 @@ class Call:
     attributes: Mapping[str, Any]
     also: frozenset[str] = field(default_factory=frozenset)
 
-    def run(self) -> list[jax.Array]:
+    def run(self, platform: str = "cpu") -> list[jax.Array]:
+        """Makes the call on the first device of a platform, whichever is the default one."""
         shapes = [jax.ShapeDtypeStruct(result.shape, result.dtype) for result in self.results.values()]
-        call = jax.ffi.ffi_call(self.target, shapes)
-        return jax.block_until_ready(list(call(*map(jnp.asarray, self.arguments.values()), **self.attributes)))
+        arguments = jax.device_put(list(self.arguments.values()), jax.local_devices(backend=platform)[0])
+        return jax.block_until_ready(list(jax.ffi.ffi_call(self.target, shapes)(*arguments, **self.attributes)))
 
 
 def calls() -> dict[str, Call]:
@@ -109,6 +112,28 @@ def calls() -> dict[str, Call]:
     }
 
 
+def cuda_calls() -> dict[str, Call]:
+    """The same for the CUDA back end, whose calls have a workspace, and a schedule."""
+
+    def with_workspace(call: Call, size: int) -> Call:
+        results = {**call.results, "workspace": np.zeros(size, np.uint8)}
+        also = call.also | {"workspace: axis 0 longer", "workspace: one axis more"}  # more than it needs
+        return dataclasses.replace(call, results=results, also=also)
+
+    made = calls()
+    del made["permuted"]
+    table = PlanTable(made["network"].arguments["words"])
+    network = with_workspace(made["network"], _native.cuda_workspace_bytes(table.records, FEATURES))
+    schedule = planner.schedule(table).records
+    made["network"] = dataclasses.replace(network, attributes={**network.attributes, "schedule": schedule})
+    edges = made["sampled"].arguments["indices"].size
+    made["sampled"] = with_workspace(made["sampled"], _native.cuda_sampled_workspace_bytes(FEATURES, edges))
+    for name in ("chain", "derivative", "transposed"):
+        records, words = made[name].attributes["table"], made[name].arguments["words"].size
+        made[name] = with_workspace(made[name], _native.cuda_chain_workspace_bytes(records, words, FEATURES))
+    return made
+
+
 def changed_arrays(array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """An array with another dtype, another size along every axis, another rank."""
     for dtype in DTYPES:
@@ -152,19 +177,30 @@ def changes(call: Call) -> Iterator[tuple[str, Call]]:
             yield f"{name}: missing", dataclasses.replace(call, **{part: left})
 
 
-@pytest.mark.parametrize("name", calls())
-def test_calls_past_the_checks_of_python(name: str, on_cpu: None) -> None:
-    """None of them may crash, or run."""
-    call = calls()[name]
-    call.run()
-    taken = set()
+def taken(call: Call, platform: str) -> set[str]:
+    """Changes of a call that a back end takes; none of them may crash it."""
+    call.run(platform)
+    found = set()
     for change, wrong in changes(call):
         if not any(result.size for result in wrong.results.values()):
             continue  # XLA drops a call without results
         with contextlib.suppress(*REFUSED):
-            wrong.run()
-            taken.add(change)
-    assert taken == call.also
+            wrong.run(platform)
+            found.add(change)
+    call.run(platform)  # the device is none the worse
+    return found
+
+
+@pytest.mark.parametrize("name", calls())
+def test_calls_past_the_checks_of_python(name: str) -> None:
+    call = calls()[name]
+    assert taken(call, "cpu") == call.also
+
+
+@pytest.mark.parametrize("name", [name for name in calls() if name != "permuted"])
+def test_cuda_calls_past_the_checks_of_python(name: str, cuda: None) -> None:
+    call = cuda_calls()[name]
+    assert taken(call, "gpu") == call.also
 
 
 @pytest.mark.parametrize("number", [-1, 5, -(2**31), 2**31 - 1])

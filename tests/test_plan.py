@@ -1,5 +1,7 @@
 """Plans: the layout that the native builder makes, saving, and what is said of layers that do not fit."""
 
+import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from spdnn_jax import Clip, Plan, SparseLayer, SparseNetwork, build_plan, infer, layout
+from spdnn_jax import Clip, Plan, SparseLayer, SparseNetwork, _native, build_plan, infer, layout, planner
 from spdnn_jax._native import core
 from spdnn_jax.graph_challenge import radixnet
 from tests.conftest import FUZZ, dense_reference, random_network
@@ -224,26 +226,44 @@ def edited(plan: Plan, edit: Callable[[layout.PlanTable], None]) -> Plan:
     return Plan(plan.words, table)
 
 
-@pytest.mark.parametrize("name", [name for name, _ in core.run_fields() if name != "value"])
-@pytest.mark.parametrize("value", [-1, 2, 8, 1 << 30, 1 << 40, -(1 << 62)])
-def test_native_code_refuses_records_that_lie(name: str, value: int) -> None:
+RUN_FIELDS = [name for name, _ in core.run_fields() if name != "value"]
+LIES = [  # of which kind the record is, its field, and what it says
+    *itertools.product(["runs"], RUN_FIELDS, (-1, 2, 16, 1 << 30, 1 << 40, -(1 << 62))),
+    *itertools.product(
+        ["layers"],
+        ("first_word", "words", "runs", "first_run", "bias_offset", "index_bits", "outputs"),
+        (0, 8, 32, 1 << 40, -(1 << 62)),
+    ),
+]
+PLACES = {"runs": 0, "layers": 1}  # which record of a kind lies
+
+
+@functools.cache
+def honest() -> Plan:
+    return build_plan(random_network(1, [20, 30, 10]))
+
+
+def lying(kind: str, name: str, value: int) -> Plan:
+    assert getattr(honest().table, kind)[name][PLACES[kind]] != value
+    return edited(honest(), lambda table: getattr(table, kind)[name].__setitem__(PLACES[kind], value))
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), LIES)
+def test_native_code_refuses_records_that_lie(kind: str, name: str, value: int, on_cpu: None) -> None:
     """A record that was changed must end in an error, not in a read outside the plan or a result of other edges."""
-    plan = build_plan(random_network(1, [20, 30, 10]))
-    if plan.table.runs[name][0] == value:
-        pytest.skip("that is what it says")
-    wrong = edited(plan, lambda table: table.runs[name].__setitem__(0, value))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="spdnn_jax: "):
-        jax.block_until_ready(infer(wrong, jnp.zeros((1, 20))))
+    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=r"spdnn_jax: .*(plan|layer|run)"):
+        jax.block_until_ready(infer(lying(kind, name, value), jnp.zeros((1, 20))))
 
 
-@pytest.mark.parametrize("name", ["first_word", "words", "runs", "first_run", "bias_offset", "index_bits", "outputs"])
-@pytest.mark.parametrize("value", [0, 8, 32, 1 << 40, -(1 << 62)])
-def test_native_code_refuses_layers_that_lie(name: str, value: int) -> None:
-    plan = build_plan(random_network(1, [20, 30, 10]))
-    assert plan.table.layers[name][1] != value
-    wrong = edited(plan, lambda table: table.layers[name].__setitem__(1, value))
-    with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match=r"plan|layer|run"):
-        jax.block_until_ready(infer(wrong, jnp.zeros((1, 20))))
+@pytest.mark.parametrize(("kind", "name", "value"), LIES)
+def test_nothing_is_planned_by_records_that_lie(kind: str, name: str, value: int) -> None:
+    """Launches and the memory of a CUDA call are planned before native code sees the records."""
+    wrong = lying(kind, name, value)
+    with pytest.raises(ValueError, match=r"the plan is damaged: layer [12]: .*: build it again"):
+        planner.schedule(wrong.table)
+    if _native.has_cuda_library():
+        with pytest.raises(ValueError, match="the plan is damaged: layer"):
+            jax.jit(infer).trace(wrong, jnp.zeros((1, 20))).lower(lowering_platforms=("cuda",))
 
 
 @pytest.mark.parametrize("widths", [[20, 30, 10], [65537, 30, 10]])

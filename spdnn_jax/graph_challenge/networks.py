@@ -3,6 +3,7 @@
 Specification: Kepner et al., "Sparse Deep Neural Network Graph Challenge", HPEC 2019, arXiv 1909.05631.
 """
 
+import array
 import os
 import re
 from collections.abc import Iterable
@@ -68,21 +69,22 @@ def read_categories(path: str | os.PathLike[str]) -> np.ndarray:
         OSError: The file cannot be read.
         ValueError: A line is no positive integer, is not above the one before, or has no end; the message names it.
     """
-    text = Path(path).read_text(encoding="utf-8-sig", errors="backslashreplace")  # without a byte-order mark
-    *lines, cut = text.split("\n")
-    while lines and not lines[-1].strip() and not cut.strip():
-        lines.pop()
-    ids: list[int] = []
-    for number, line in enumerate([*lines, cut] if cut.strip() else lines, start=1):
-        found = _CATEGORY.fullmatch(line.split("\t")[0].strip())
-        if not found:
-            raise ValueError(f"{path}, line {number}: expected a feature's index, counted from 1, found {line[:40]!r}")
-        if number > len(lines):
-            raise ValueError(f"{path}, line {number}: the line has no end: the file is cut short; fetch it again")
-        ids.append(int(found[0]))
-        if len(ids) > 1 and ids[-1] <= ids[-2]:
-            raise ValueError(f"{path}, line {number}: {ids[-1]} follows {ids[-2]}, but categories ascend")
-    return np.asarray(ids, np.int64)
+    ids, blank = array.array("q"), None  # one after the other: lists of all lines and numbers took many times the file
+    with Path(path).open(encoding="utf-8-sig", errors="backslashreplace") as file:  # without a byte-order mark
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                blank = blank or number
+                continue
+            found = _CATEGORY.fullmatch(line.split("\t")[0].strip())
+            if blank or not found:
+                place, shown = (blank, "") if blank else (number, line[:40].rstrip("\n"))
+                raise ValueError(f"{path}, line {place}: expected a feature's index, counted from 1, found {shown!r}")
+            if not line.endswith("\n"):
+                raise ValueError(f"{path}, line {number}: the line has no end: the file is cut short; fetch it again")
+            if ids and int(found[0]) <= ids[-1]:
+                raise ValueError(f"{path}, line {number}: {found[0]} follows {ids[-1]}, but categories ascend")
+            ids.append(int(found[0]))
+    return np.array(ids, np.int64)
 
 
 def write_categories(path: str | os.PathLike[str], ids: Iterable[int]) -> None:

@@ -51,9 +51,9 @@ class Matrix:
         if isinstance(weights, np.ndarray):
             if weights.ndim != 2:
                 raise ValueError(f"{name}: expected a matrix, found shape {weights.shape}")
-            row, column = np.nonzero(weights)
+            row, column = (index.astype(np.int32) for index in np.nonzero(weights))
             return cls(name, row, column, weights[row, column], weights.shape)
-        coordinates = weights.tocoo()
+        coordinates = weights.tocoo(copy=False)
         return cls(name, coordinates.row, coordinates.col, coordinates.data, weights.shape)
 
     @property

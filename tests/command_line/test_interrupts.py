@@ -1,9 +1,14 @@
 """Ctrl-C, SIGTERM, and streams that are full or closed: one line at most, the right exit code, nothing left behind."""
 
+import contextlib
+import os
+import pty
 import random
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -66,6 +71,41 @@ def test_an_interrupt_ends_native_work() -> None:
     process = start(*LONG)
     wait_for(process, "inference")
     interrupt(process, signal.SIGINT)
+
+
+ON_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # from now on Ctrl-C is the terminal's to send
+os.execv(sys.executable, [sys.executable, "-P", "-m", "spdnn_jax", *sys.argv[1:]])
+"""
+
+
+def test_ctrl_c_leaves_the_terminal_as_it_was() -> None:
+    """Pressed while a progress bar is drawn; the prompt must then begin on a line of its own."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (24, 80))  # in no columns no bar is drawn
+    before = termios.tcgetattr(slave)
+    command = [sys.executable, "-c", ON_TERMINAL, *LONG]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
+    shown = b""
+    try:
+        while b"inference" not in shown:
+            assert select.select([master], [], [], 60)[0], shown
+            shown += os.read(master, 1024)
+        os.write(master, b"\x03")
+        assert process.wait(timeout=20) == 130
+        after = termios.tcgetattr(slave)
+        os.close(slave)
+        with contextlib.suppress(OSError):  # what Linux says at the end
+            while part := os.read(master, 1024):
+                shown += part
+    finally:
+        process.kill()
+        os.close(master)
+    assert after == before
+    assert shown.endswith(b"\r\nspdnn: interrupted\r\n")
+    assert b"\x1b[?25l" not in shown, "the cursor was hidden"
+    assert b"Traceback" not in shown
 
 
 def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 """The CUDA kernel families, on a GPU; and what can be tested of them without one."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -240,3 +244,39 @@ def test_too_wide_for_residence_is_said() -> None:
     plan = build_plan(random_network(0, [60000, 3], density=0.001), kernel="resident")
     with pytest.raises(jax.errors.JaxRuntimeError, match="too wide for shared memory"):
         jax.block_until_ready(infer(plan, jnp.zeros((1, 60000))))
+
+
+SHARER = """
+import sys
+import jax, numpy as np
+from spdnn_jax import build_plan, infer
+from spdnn_jax.graph_challenge import inputs, radixnet
+
+plan, y0 = build_plan(radixnet.layers(1024, 30)), inputs.random(1024, 2000)
+with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    expected = np.asarray(infer(build_plan(radixnet.layers(1024, 30)), y0))
+(device,) = jax.local_devices()
+print(device.memory_stats()["bytes_limit"], flush=True)
+sys.stdin.readline()  # now both hold their share of the memory
+for _ in range(50):
+    np.testing.assert_allclose(infer(plan, y0), expected, rtol=1e-5)
+"""
+
+
+@pytest.mark.usefixtures("cuda")
+def test_two_processes_share_a_gpu() -> None:
+    """Each with a part of the memory, taken when it begins: a workspace beside the part would not fit."""
+    share = {"XLA_PYTHON_CLIENT_PREALLOCATE": "true", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.04"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    processes = [
+        subprocess.Popen([sys.executable, "-P", "-c", SHARER], text=True, env=os.environ | share, **pipes)
+        for _ in range(2)
+    ]
+    try:
+        limits = [process.stdout.readline() for process in processes if process.stdout]
+        errors = [process.communicate("\n", timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert all(0 < int(limit) < 12 << 30 for limit in limits), "the fraction was not heeded"
