@@ -9,13 +9,13 @@ from spdnn_jax import SparseLayer
 
 
 def magnitude_pruned(
-    generator: np.random.Generator, inputs: int, outputs: int, pruned: float, *, uneven: float = 0.5
+    generator: np.random.Generator, inputs: int, outputs: int, pruned: float, *, uneven: float = 0.3
 ) -> SparseLayer:
     """The largest weights of a dense layer whose rows and columns differ in scale, as in pruned transformers.
 
     Trained matrices have a few inputs and outputs of much larger weights than the others. A threshold for the whole
-    layer then leaves most of its edges there: at 90% pruned and the default, the output that has most of 1,024 has
-    about 5 times the average, one in a hundred less than a tenth of it.
+    layer then leaves most of its edges there: at 90% pruned and the default, the fullest of 1,024 outputs has four
+    times the average, one in twenty a tenth of it.
 
     Args:
         generator: Source of randomness.
@@ -39,7 +39,9 @@ def banded(generator: np.random.Generator, inputs: int, outputs: int, bandwidth:
     return _of_edges(places[inside], output[inside], generator.normal(size=int(inside.sum())), (inputs, outputs))
 
 
-def blocks(generator: np.random.Generator, inputs: int, outputs: int, density: float, *, block: int = 16) -> SparseLayer:
+def blocks(
+    generator: np.random.Generator, inputs: int, outputs: int, density: float, *, block: int = 16
+) -> SparseLayer:
     """Dense blocks of `block` x `block` weights, the last ones cut off where the layer ends, a share of them kept."""
     kept = generator.random((-(-inputs // block), -(-outputs // block))) < density
     pattern = np.kron(kept, np.ones((block, block), bool))[:inputs, :outputs]

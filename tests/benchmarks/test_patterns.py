@@ -29,7 +29,7 @@ def test_pruned_layers_are_uneven_both_ways(pruned: float) -> None:
     assert weights.nnz / 480_000 == pytest.approx(1 - pruned, abs=1e-3)
     for axis in (0, 1):
         sums = np.bincount(weights.tocoo().coords[axis], minlength=weights.shape[axis])
-        assert sums.max() > 2 * sums.mean()
+        assert sums.max() > 1.8 * sums.mean()
         assert np.quantile(sums, 0.05) < 0.6 * sums.mean()
 
 
