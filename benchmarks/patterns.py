@@ -90,6 +90,6 @@ def _of_edges(inputs: np.ndarray, outputs: np.ndarray, values: np.ndarray, shape
 
 def _scaled(weights: sp.csc_array) -> SparseLayer:
     """The layer, its weights scaled so that activations stay alive through many layers."""
-    square = float(np.mean(weights.data**2)) if weights.nnz else 1.0
-    scale = np.sqrt(2 / (max(weights.nnz / weights.shape[1], 1) * square))
+    squares, outputs = float((weights.data**2).sum()), weights.indptr.size - 1
+    scale = np.sqrt(2 * outputs / squares) if squares else 1.0
     return SparseLayer.from_scipy((weights * scale).astype(np.float32), bias=-0.1)

@@ -190,7 +190,7 @@ class Plan:
         )
 
     def _csr_nbytes(self) -> int:
-        """What the original network takes in compressed rows: index and value of an edge, pointer of a row, 32 bits each."""
+        """What the original network takes in compressed rows: index and value an edge, pointer a row, all 32-bit."""
         outputs = sum(self.table.layers[name].sum() for name in ("outputs", "merged", "constant", "unread"))
         return 4 * int(2 * self.edges + outputs + self.layers)
 

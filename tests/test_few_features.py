@@ -1,7 +1,5 @@
 """Few features on the CPU: threads share outputs, lanes are outputs, and no bit differs from larger batches."""
 
-from collections.abc import Iterator
-
 import jax
 import numpy as np
 import pytest
@@ -18,14 +16,13 @@ pytestmark = pytest.mark.usefixtures("on_cpu")
 
 
 @pytest.fixture(params=KERNELS)
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs a test with each of the kernels that this processor has."""
     monkeypatch.setenv("SPDNN_CPU_KERNELS", request.param)
     try:
         jax.block_until_ready(infer(build_plan(random_network(0, [1, 1])), np.ones((1, 1))))
     except jax.errors.JaxRuntimeError:
         pytest.skip(f"this processor has no {request.param}")
-    return
 
 
 def uneven_layer(generator: np.random.Generator, inputs: int, outputs: int) -> SparseLayer:

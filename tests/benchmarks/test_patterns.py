@@ -25,10 +25,10 @@ def test_infer_equals_the_oracle(name: str, kernel: str, on_cpu: None) -> None:
 @pytest.mark.parametrize("pruned", [0.7, 0.9, 0.98])
 def test_pruned_layers_are_uneven_both_ways(pruned: float) -> None:
     """Of a uniformly random layer of this size the fullest row has 1.4 times the average at most."""
-    weights = magnitude_pruned(np.random.default_rng(0), 600, 800, pruned).to_scipy().tocsc()
-    assert weights.nnz / 480_000 == pytest.approx(1 - pruned, abs=1e-3)
+    kept = magnitude_pruned(np.random.default_rng(0), 600, 800, pruned).to_scipy().toarray() != 0
+    assert kept.mean() == pytest.approx(1 - pruned, abs=1e-3)
     for axis in (0, 1):
-        sums = np.bincount(weights.tocoo().coords[axis], minlength=weights.shape[axis])
+        sums = kept.sum(axis=axis)
         assert sums.max() > 1.8 * sums.mean()
         assert np.quantile(sums, 0.05) < 0.6 * sums.mean()
 
