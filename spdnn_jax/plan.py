@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from spdnn_jax import checks, plan_file, planner
-from spdnn_jax._native import core, cuda_workspace_bytes, has_cuda_library, usable_cores
+from spdnn_jax._native import core, cuda_unavailable_reason, cuda_workspace_bytes, has_cuda_library, usable_cores
 from spdnn_jax.activation import Clip, paired, resolve
 from spdnn_jax.chain import Rows
 from spdnn_jax.layout import PlanTable, clip_of, cut
@@ -178,7 +178,8 @@ class Plan:
         return "\n".join(
             [
                 f"plan of {self.layers} layers, {self.inputs} -> {self.outputs} neurons, "
-                f"{self.edges:,} edges, {self.nbytes / 2**20:,.1f} MiB",
+                f"{self.edges:,} edges, {self.nbytes / 2**20:,.1f} MiB, "
+                f"{self.nbytes / self._csr_nbytes():.2f} times what the network takes in CSR",
                 *self._summary_of_compression(),
                 f"outputs by size of their row group: {groups}",
                 f"edges with padding: {stored:,} ({100 * (stored / max(multiplied, 1) - 1):.1f}% more than without), "
@@ -187,6 +188,11 @@ class Plan:
                 *([] if features is None else [self._summary_of_memory(features)]),
             ]
         )
+
+    def _csr_nbytes(self) -> int:
+        """What the original network takes in compressed rows: index and value an edge, pointer a row, all 32-bit."""
+        outputs = sum(self.table.layers[name].sum() for name in ("outputs", "merged", "constant", "unread"))
+        return 4 * int(2 * self.edges + outputs + self.layers)
 
     def _summary_of_memory(self, features: int) -> str:
         if not has_cuda_library():
@@ -333,7 +339,9 @@ def build_plan(
         compress: "none"; "neurons": lay out the network that `simplify` makes of this one; "full": let the back end
             merge equal features, too, while it runs. Outputs stay the same, to float32 rounding. Active counts are of
             the neurons that are left: a feature is not counted where only dropped or constant ones are not zero.
-        kernel: CUDA kernel family to use throughout; by default the planner picks one for each layer.
+        kernel: CUDA kernel family to use throughout; by default the planner picks one for each layer. Wide layers whose
+            outputs share nothing run `staged` on a GPU only if the plan was built on a machine with one, or with
+            ``kernel="staged"``: what that family reads doubles the plan, and no CPU reads it.
         derivatives: Whether `infer` is to be differentiated in the features: see `Plan.with_derivatives`.
         threads: Layers worked on at a time; by default, the cores this process may use.
         progress: Called after each layer with the number of layers taken so far.
@@ -370,7 +378,7 @@ def _lay_out(
     threads: int,
     progress: Callable[[int], None] | None,
 ) -> np.ndarray:
-    rule = planner.layout_rule(kernel)
+    rule = planner.layout_rule(kernel, for_gpu=cuda_unavailable_reason() is None)
     builder = core.PlanBuilder(
         threads=threads,
         staged_below=rule.staged_below,

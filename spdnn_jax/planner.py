@@ -124,14 +124,16 @@ class LayoutRule:
     single_below: float = 0.0
 
 
-def layout_rule(kernel: Kernel) -> LayoutRule:
+def layout_rule(kernel: Kernel, *, for_gpu: bool) -> LayoutRule:
     """How a plan is laid out that such kernels are to run.
 
     Args:
         kernel: A family to use throughout, or "auto".
+        for_gpu: Whether there is a GPU to run it. Staged sections hold all edges again, and no CPU reads them: where
+            there is none, "auto" leaves them out.
     """
     rules = {
-        "auto": LayoutRule(STAGED_BELOW, RESIDENT_WIDTH, CHAIN_BELOW),
+        "auto": LayoutRule(STAGED_BELOW if for_gpu else 0.0, RESIDENT_WIDTH, CHAIN_BELOW),
         "staged": LayoutRule(math.inf, -1),
         "chain": LayoutRule(single_below=math.inf),
     }

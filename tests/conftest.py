@@ -63,6 +63,12 @@ def cuda() -> None:
 
 
 @pytest.fixture
+def with_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are laid out as on a machine with a GPU."""
+    monkeypatch.setattr("spdnn_jax.plan.cuda_unavailable_reason", lambda: None)
+
+
+@pytest.fixture
 def on_cpu() -> Iterator[None]:
     """Runs a test on the CPU back end, on a machine with a GPU, too."""
     with jax.default_device(jax.devices("cpu")[0]):

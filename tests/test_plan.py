@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from patterns import PATTERNS
+from random_layers import random_layer as random_rows
 
 from spdnn_jax import Clip, Plan, SparseLayer, SparseNetwork, _native, build_plan, infer, layout, planner
 from spdnn_jax._native import core
@@ -406,3 +408,24 @@ def test_cuts_that_do_not_exist_are_refused() -> None:
     for first, end in ((0, 3), (1, 1), (-1, 1)):
         with pytest.raises(ValueError, match="no stretch of a plan of 2 layers"):
             layout.cut(np.asarray(plan.words), plan.table, first, end)
+
+
+@pytest.mark.parametrize("name", ["32 a row", "uneven rows", "wide", *PATTERNS])
+def test_irregular_networks_take_no_more_than_their_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 1.25 times their CSR, and the summary says how many times."""
+    monkeypatch.setattr("spdnn_jax.plan.cuda_unavailable_reason", lambda: "no staged sections")
+    generator = np.random.default_rng(0)
+    row_edges = {
+        "32 a row": np.full(1024, 32),
+        "uneven rows": generator.integers(1, 500, 1024),
+        "wide": generator.integers(1, 64, planner.RESIDENT_WIDTH + 1000),
+    }
+    if name in row_edges:
+        layer = random_rows(generator, len(row_edges[name]), row_edges[name])
+    else:
+        layer = PATTERNS[name](generator, 1024)
+    rows = layer.to_scipy().T.tocsr()
+    csr = rows.data.nbytes + rows.indices.astype(np.int32).nbytes + rows.indptr.astype(np.int32).nbytes
+    plan = build_plan([layer, layer])
+    assert plan.nbytes <= 1.25 * 2 * csr
+    assert f"{plan.nbytes / (2 * csr):.2f} times what the network takes in CSR" in plan.summary()

@@ -1,8 +1,8 @@
 // The micro-kernels of the CPU back end: one run of one layer times one tile of features.
 //
 // A tile holds up to `stride` features as [neuron][stride]. One source, kernels.cc, is compiled once per instruction
-// set. It includes nothing of the C++ library: an inline function compiled for AVX-512 must never be the copy that the
-// linker keeps for everyone.
+// set, with one_feature.cc. They include nothing of the C++ library: an inline function compiled for AVX-512 must never
+// be the copy that the linker keeps for everyone.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +24,9 @@ struct RunTask {
   int64_t groups;
   int64_t first_slot;
   float lower, upper;  // what sums are clipped to
-  const float* in;     // 64-byte aligned
+  const float* in;     // 64-byte aligned; with a stride of 1 anywhere
   float* out;          // 64-byte aligned
-  int64_t stride;      // features in a row of `in` and `out`
+  int64_t stride;      // features in a row of `in` and `out`: 1, 4, 8, or a multiple of 16
   int64_t features;    // features to compute, rounded up to the vector width by the kernel
   uint32_t* nonzero;   // (stride): bits of all results of a feature, or-ed
 };

@@ -11,7 +11,8 @@
 #include <numeric>
 #include <utility>
 
-#include "cpu/kernels.h"
+#include "cpu/few_features.h"
+#include "cpu/run_task.h"
 #include "layout/plan_check.h"
 
 namespace spdnn::cpu {
@@ -171,43 +172,27 @@ class Worker {
   void compute(int64_t l) {
     const PlanLayer& layer = call_.plan.layers[l];
     std::fill(nonzero_.begin(), nonzero_.end(), 0u);
-    RunTask task = tile_task();
-    task.index_bits = static_cast<int>(layer.index_bits);
-    task.bias = layer.bias_offset < 0 ? nullptr : floats(layer.bias_offset);
-    task.shared_bias = static_cast<float>(layer.bias);
-    task.lower = finite_bound(layer.lower);
-    task.upper = finite_bound(layer.upper);
-    task.nonzero = nonzero_.data();
     for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
-      const PlanRun& run = call_.plan.runs[r];
-      task.indices = call_.words + run.index_offset;
-      task.values = run.value_offset < 0 ? nullptr : floats(run.value_offset);
-      task.value = static_cast<float>(run.value);
-      task.group_outputs = run.group_outputs;
-      task.edges = run.edges;
-      task.groups = run.groups;
-      task.first_slot = run.first_slot;
+      RunTask task = task_of(layer, call_.plan.runs[r], call_.words);
+      use_tiles(task);
+      task.nonzero = nonzero_.data();
       shared_.kernels.run(task);
     }
     out_.columns = in_.columns;
     std::swap(in_, out_);
   }
 
-  RunTask tile_task() {
-    RunTask task{};
+  void use_tiles(RunTask& task) {
     task.in = in_.buffer.data();
     task.out = out_.buffer.data();
     task.stride = stride_;
     task.features = size(in_.columns);
-    return task;
   }
 
   template <typename T>
   static int64_t size(const std::vector<T>& vector) {
     return static_cast<int64_t>(vector.size());
   }
-
-  const float* floats(int64_t offset) const { return reinterpret_cast<const float*>(call_.words + offset); }
 
   bool is_live(size_t column) const { return (nonzero_[column] << 1) != 0; }  // -0.0 is zero
 
@@ -276,7 +261,8 @@ class Worker {
 
   // Into row 0 of the tile that is not in use.
   void hash_columns(int64_t width) {
-    RunTask task = tile_task();
+    RunTask task{};
+    use_tiles(task);
     task.indices = shared_.column_hash.indices.data();
     task.index_bits = 32;
     task.values = shared_.column_hash.weights.data();
@@ -385,15 +371,9 @@ class Worker {
   std::map<int64_t, Tile> rooms_;
 };
 
-}  // namespace
-
-std::string run_network(const NetworkCall& call, int helpers, const ScheduleTask& schedule) {
-  const char* error = nullptr;
-  const Kernels* kernels = select_kernels(&error);
-  if (!kernels) return error;
-  std::fill_n(call.alive, call.features, false);
-  if (call.active) std::fill_n(call.active, call.plan.header->layers, 0);
-  Shared shared(call, *kernels, helpers + 1);
+// Threads share the features. As run_few_features.
+const char* run_tiles(const NetworkCall& call, const Kernels& kernels, int helpers, const ScheduleTask& schedule) {
+  Shared shared(call, kernels, helpers + 1);
   share_work(static_cast<int>(std::min<int64_t>(helpers, shared.tiles - 1)), schedule, [&shared] {
     if (shared.next_tile >= shared.tiles) return;
     try {
@@ -402,10 +382,26 @@ std::string run_network(const NetworkCall& call, int helpers, const ScheduleTask
       shared.out_of_memory = true;
     }
   });
-  if (const char* wrong = shared.wrong) {
+  if (shared.out_of_memory) throw std::bad_alloc();
+  return shared.wrong;
+}
+
+}  // namespace
+
+std::string run_network(const NetworkCall& call, int helpers, const ScheduleTask& schedule) {
+  const char* error = nullptr;
+  const Kernels* kernels = select_kernels(&error);
+  if (!kernels) return error;
+  std::fill_n(call.alive, call.features, false);
+  if (call.active) std::fill_n(call.active, call.plan.header->layers, 0);
+  try {
+    const char* wrong = are_few_features(call, helpers + 1) ? run_few_features(call, *kernels, helpers, schedule)
+                                                            : run_tiles(call, *kernels, helpers, schedule);
+    if (!wrong) return "";
     return std::string("the plan's words were changed since it was built: ") + wrong + ": build it again";
+  } catch (const std::bad_alloc&) {
+    return "out of memory: a thread needs up to 64 MiB; use fewer features or threads";
   }
-  return shared.out_of_memory ? "out of memory: a thread needs up to 64 MiB; use fewer features or threads" : "";
 }
 
 }  // namespace spdnn::cpu

@@ -5,7 +5,7 @@
 namespace spdnn {
 namespace {
 
-bool all_below(LargestIndex largest, const uint32_t* indices, int bits, int64_t count, int64_t limit) {
+bool all_below(LargestIndex largest, const void* indices, int bits, int64_t count, int64_t limit) {
   return count == 0 || largest(indices, bits, count) < limit;
 }
 
@@ -46,19 +46,27 @@ std::string in_layer(int64_t l, const char* wrong) { return "layer " + std::to_s
 
 }  // namespace
 
+const char* check_group_indices(const PlanLayer& layer, const void* indices, int64_t count, LargestIndex largest) {
+  return all_below(largest, indices, static_cast<int>(layer.index_bits), count, layer.inputs)
+             ? nullptr
+             : "an index names an input that the layer does not have";
+}
+
+const char* check_slots(const PlanView& plan, const uint32_t* words, LargestIndex largest) {
+  const PlanHeader& header = *plan.header;
+  return all_below(largest, words + header.slot_offset, 32, header.outputs, plan.layers[header.layers - 1].outputs)
+             ? nullptr
+             : "the output order names a slot that does not exist";
+}
+
 const char* check_indices(const PlanView& plan, int64_t l, const uint32_t* words, LargestIndex largest) {
   const PlanLayer& layer = plan.layers[l];
-  const int bits = static_cast<int>(layer.index_bits);
   for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
     const PlanRun& run = plan.runs[r];
-    if (!all_below(largest, words + run.index_offset, bits, run.groups * run.edges, layer.inputs))
-      return "an index names an input that the layer does not have";
+    const char* wrong = check_group_indices(layer, words + run.index_offset, run.groups * run.edges, largest);
+    if (wrong) return wrong;
   }
-  if (l + 1 == plan.header->layers &&
-      !all_below(largest, words + plan.header->slot_offset, 32, plan.header->outputs, layer.outputs)) {
-    return "the output order names a slot that does not exist";
-  }
-  return nullptr;
+  return l + 1 == plan.header->layers ? check_slots(plan, words, largest) : nullptr;
 }
 
 std::string check_records(const int64_t* records, int64_t count, int64_t word_count, PlanView* plan) {

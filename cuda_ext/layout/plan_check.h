@@ -14,6 +14,10 @@ namespace spdnn {
 // may have been changed since the plan was built, with a `largest` for its processor. Returns what is wrong, or null.
 const char* check_indices(const PlanView& plan, int64_t l, const uint32_t* words, LargestIndex largest);
 
+// The same of `count` indices of one of the layer's runs, and of the output order.
+const char* check_group_indices(const PlanLayer& layer, const void* indices, int64_t count, LargestIndex largest);
+const char* check_slots(const PlanView& plan, const uint32_t* words, LargestIndex largest);
+
 // Checks all records of a plan of `word_count` words. Returns what is wrong and where, or an empty string.
 std::string check_records(const int64_t* records, int64_t count, int64_t word_count, PlanView* plan);
 

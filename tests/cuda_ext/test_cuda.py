@@ -62,14 +62,14 @@ def test_schedule_covers_all_layers_in_order() -> None:
             assert all(step.end - step.first == 1 for step in steps) or family in FUSING
 
 
-def test_the_planner_looks_at_the_width() -> None:
+def test_the_planner_looks_at_the_width(with_gpu: None) -> None:
     narrow, wide = build_plan(random_network(0, [50, 60])), build_plan(random_network(0, [17000, 6], density=0.01))
     assert planner.schedule(narrow.table).families == ["chain"]
     assert planner.schedule(wide.table).families == ["staged"]
     assert "staged for 1 (wider, fewer than 2 outputs in a row group)" in wide.summary()
 
 
-def test_a_first_layer_of_bytes_is_not_staged() -> None:
+def test_a_first_layer_of_bytes_is_not_staged(with_gpu: None) -> None:
     """Bytes are so few that bringing them through shared memory gains nothing; later layers are what they were."""
     table = build_plan(random_network(0, [17000, 300, 17000, 6], density=0.01)).table
     assert planner.schedule(table).families == ["staged"] * 3

@@ -83,7 +83,7 @@ def test_long_rows_and_wide_layers() -> None:
     np.testing.assert_allclose(multiply(plan, y0), dense_reference(network, y0), rtol=1e-5)
 
 
-def test_only_wide_layers_of_single_outputs_have_them() -> None:
+def test_only_wide_layers_of_single_outputs_have_them(with_gpu: None) -> None:
     """Sections that no kernel reads would only take memory."""
     above, below = planner.RESIDENT_WIDTH + 1, planner.RESIDENT_WIDTH
     wide, narrow = random_network(0, [above, 600], density=0.01), random_network(0, [below, 600], density=0.01)
@@ -93,6 +93,13 @@ def test_only_wide_layers_of_single_outputs_have_them() -> None:
     assert has == {"wide": True, "narrow": False, "grouped": False}
     assert build_plan(wide, kernel="grouped").table.layers["staged_offset"][0] == -1
     assert all(build_plan(radixnet.layers(64, 3), kernel="staged").table.layers["staged_offset"] >= 0)
+
+
+def test_without_a_gpu_they_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spdnn_jax.plan.cuda_unavailable_reason", lambda: "there is none")
+    wide = random_network(0, [planner.RESIDENT_WIDTH + 1, 600], density=0.01)
+    assert build_plan(wide).table.layers["staged_offset"][0] == -1
+    assert build_plan(wide, kernel="staged").table.layers["staged_offset"][0] >= 0
 
 
 def test_a_plan_without_them_is_not_run_by_their_kernels() -> None:

@@ -241,8 +241,8 @@ std::string run_network(const Plan& plan, const Features& y0, cpu::InputType typ
   return cpu::run_network(call, kHelpers, [&](std::function<void()> task) { pool.schedule(std::move(task)); });
 }
 
-void try_network(const std::vector<Layer>& layers, Pool& pool) {
-  const Features y0(below(150), layers.front().inputs);
+void try_network(const std::vector<Layer>& layers, int64_t features, Pool& pool) {
+  const Features y0(features, layers.front().inputs);
   std::vector<double> expected(y0.floats.begin(), y0.floats.end());
   for (const Layer& layer : layers) expected = run_in_double(layer, expected, y0.count);
   const std::shared_ptr<Plan> plan = build(layers, below(2) == 0);
@@ -390,7 +390,10 @@ int main(int, char** arguments) {
   const unsigned seed = static_cast<unsigned>(std::atol(arguments[1]));
   const int64_t rounds = std::atol(arguments[2]);
   generator.seed(seed);
-  try_table(150000);  // some MiB: parts for several threads
+  try_table(150000);                     // some MiB: parts for several threads
+  for (int64_t features : {1, 3, 20}) {  // few, but work for several threads
+    try_network({random_layer(500, 900), random_layer(900, 700), random_layer(700, 40)}, features, pool);
+  }
   for (int64_t round = 0; round < rounds; ++round) {
     generator.seed(seed + static_cast<unsigned>(round));
     const int64_t widths[] = {1, 3, 31, 33, 64, 100, 200};
@@ -401,7 +404,7 @@ int main(int, char** arguments) {
       layers.push_back(random_layer(width, next));
       width = next;
     }
-    try_network(layers, pool);
+    try_network(layers, below(150), pool);
     try_derivatives(layers, pool);
     try_layer(layers.front(), pool);
     try_table(below(50));
