@@ -48,22 +48,30 @@ def finish(process: subprocess.Popen[str], timeout: int = 120) -> tuple[str, str
         process.kill()
 
 
+def into(folder: Path) -> tuple[str, ...]:
+    return (*SMALL, f"--categories_out={folder}/categories", f"--report_out={folder}/report")
+
+
+def outcome(processes: list[subprocess.Popen[str]], folder: Path) -> tuple[str, dict[str, Any]]:
+    """The categories and the report of a run."""
+    for number, process in enumerate(processes):
+        output, errors = finish(process)
+        assert process.returncode == 0, errors
+        assert ("203 features equal the float64 oracle's" in output) == (number == 0), output
+    return (folder / "categories").read_text(), json.loads((folder / "report").read_text())
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("one")
+    return outcome([start(*into(folder))], folder)
+
+
 @pytest.mark.parametrize("cut", [(), ("--stream_layers=2", "--stream_features=77"), ("--rebalance_after=2",)])
-def test_two_processes_equal_one(cut: tuple[str, ...], tmp_path: Path) -> None:
+def test_two_processes_equal_one(cut: tuple[str, ...], one_process: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     """Each process holds its share alone; the categories must come out whole and in order, and be written once."""
-
-    def outcome(name: str, processes: list[subprocess.Popen[str]]) -> tuple[str, dict[str, Any]]:
-        for number, process in enumerate(processes):
-            output, errors = finish(process)
-            assert process.returncode == 0, errors
-            assert ("203 features equal the float64 oracle's" in output) == (number == 0), output
-        return (tmp_path / name).read_text(), json.loads((tmp_path / f"{name}.json").read_text())
-
-    def into(name: str) -> tuple[str, ...]:
-        return (*SMALL, f"--categories_out={tmp_path}/{name}", f"--report_out={tmp_path}/{name}.json")
-
-    one, one_report = outcome("one", [start(*into("one"))])
-    two, two_report = outcome("two", start_pair(*into("two"), *cut))
+    one, one_report = one_process
+    two, two_report = outcome(start_pair(*into(tmp_path), *cut), tmp_path)
     assert one == two
     assert 0 < len(one.splitlines()) < 203
     assert one_report["active"] == two_report["active"]
