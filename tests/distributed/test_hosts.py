@@ -19,7 +19,10 @@ from tests.graph_challenge.test_official_files import write_network
 
 SMALL = ("--neurons=256", "--layers=5", "--features=203", "--inputs=digits", "--check=full", "--repeats=2")
 
-CPUS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+CPUS = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
+}
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
