@@ -11,7 +11,7 @@
 namespace emulator {
 namespace {
 
-constexpr size_t kStackBytes = 64 * 1024;  // the address sanitizer clears its notes of a stack at every switch to it
+constexpr size_t kStackBytes = 32 * 1024;  // the address sanitizer clears its notes of a stack at every switch to it
 constexpr size_t kGuardBytes = 1024;       // at its end, for threads that need more
 constexpr char kGuard = 0x5A;
 constexpr int kWarp = 32;
