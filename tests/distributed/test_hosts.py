@@ -120,6 +120,20 @@ def test_a_process_that_waits_in_vain_says_so(number: int) -> None:
     assert "Traceback" not in errors
 
 
+def test_a_port_in_use_ends_both() -> None:
+    """Process 0 is to listen where another program does already."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"--coordinator_address=127.0.0.1:{taken.getsockname()[1]}"
+        flags = (*SMALL, address, "--num_processes=2", "--lost_after=5")
+        pair = [start(*flags, f"--process_id={number}") for number in range(2)]
+        ends = [finish(process) for process in pair]
+    assert [process.returncode for process in pair] == [1, 1], ends
+    for (_, errors), message in zip(ends, ("could not join", "did not meet"), strict=True):
+        (line,) = errors.splitlines()
+        assert message in line
+        assert "address that all can reach" in line
+
+
 @pytest.mark.parametrize(
     ("address", "count", "number", "message"),
     [
