@@ -30,7 +30,7 @@ run: $(RUN_READY)
 	@printf '\nNext: . %s/activate, then spdnn --help, spdnn doctor, or import spdnn_jax as README.md shows.\n' '$(BIN)'
 
 test: $(TEST_READY)
-	$(BIN)/python -m pytest --numprocesses=auto
+	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
 # A million damaged files, and every byte of small ones: half an hour on two cores. The tests try some hundreds.
 fuzz: $(TEST_READY)

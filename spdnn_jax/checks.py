@@ -5,12 +5,15 @@ import operator
 import sys
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+
+if TYPE_CHECKING:
+    from jax.experimental import sparse
 
 Array = jax.Array | np.ndarray
 Shape = tuple[int | None, ...]
@@ -46,15 +49,15 @@ def is_bcoo(given: Any) -> bool:
     return _is_jax_sparse(given, "BCOO") or _is_jax_sparse(given, "BCSR")
 
 
-def is_bcsr(given: Any) -> bool:
+def is_bcsr(given: Any) -> "TypeGuard[sparse.BCSR]":
     """Whether something is a sparse matrix of JAX, BCSR."""
     return _is_jax_sparse(given, "BCSR")
 
 
 def _is_jax_sparse(given: Any, name: str) -> bool:
     """Whether something is of a class of jax.experimental.sparse, which takes long to import, SciPy with it."""
-    sparse = sys.modules.get("jax.experimental.sparse")  # who holds such a matrix has imported it
-    return sparse is not None and isinstance(given, getattr(sparse, name))
+    module = sys.modules.get("jax.experimental.sparse")  # who holds such a matrix has imported it
+    return module is not None and isinstance(given, getattr(module, name))
 
 
 def kind_of(given: Any) -> str:

@@ -75,6 +75,12 @@ def on_cpu() -> Iterator[None]:
         yield
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores, for some tests do little but wait."""
+    return _native.usable_cores() + 1
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says in one line what was skipped, and why."""
     skipped = terminalreporter.stats.get("skipped", [])

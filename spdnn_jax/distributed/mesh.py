@@ -114,9 +114,15 @@ def _sharded(run: Callable[..., jax.Array], plan: Plan, y0: Any, mesh: Mesh, bac
     rows, features = _round_up(y0.shape[0], _devices_of(mesh)), y0.shape[0]
     if rows == features:
         return _spread(plan, _laid(y0, mesh, P(AXIS)), run=run, mesh=mesh, backend=backend)
-    padded = _pad_rows(y0 if isinstance(y0, np.ndarray) else _laid(y0, mesh, P()), rows)
+    # What is padded or cut lies whole on both sides: XLA would shard it as it likes, which JAX may have no name for.
+    padded = _pad_rows(y0, rows) if isinstance(y0, np.ndarray) else _whole(_pad_rows(_whole(y0, mesh), rows), mesh)
     result = _spread(plan, _laid(padded, mesh, P(AXIS)), run=run, mesh=mesh, backend=backend)
-    return _laid(result, mesh, P())[:features]
+    return _whole(_whole(result, mesh)[:features], mesh)
+
+
+def _whole(y: Any, mesh: Mesh) -> jax.Array:
+    """Features that lie whole on every device of the mesh."""
+    return _laid(y, mesh, P())
 
 
 def _laid(y: Any, mesh: Mesh, spec: P) -> jax.Array:
@@ -125,7 +131,7 @@ def _laid(y: Any, mesh: Mesh, spec: P) -> jax.Array:
         return jax.device_put(y, NamedSharding(mesh, spec))
     if AxisType.Explicit in mesh.axis_types:  # there it is part of the type
         return jax.sharding.reshard(y, NamedSharding(mesh, spec))
-    return y
+    return jax.lax.with_sharding_constraint(y, NamedSharding(mesh, spec))
 
 
 @functools.partial(jax.jit, static_argnames=("run", "mesh", "backend"))

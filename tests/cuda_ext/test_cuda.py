@@ -246,6 +246,21 @@ def test_too_wide_for_residence_is_said() -> None:
         jax.block_until_ready(infer(plan, jnp.zeros((1, 60000))))
 
 
+@pytest.mark.usefixtures("cuda")
+def test_calls_leave_no_device_memory_behind() -> None:
+    plan, y0 = build_plan(radixnet.layers(1024, 20)), jax.device_put(inputs.random(1024, 500))
+    (part,) = random_network(0, [1024, 300]).layers
+    y = jnp.ones((500, 1024))
+
+    def held() -> int:
+        jax.block_until_ready([infer(plan, y0), layer(part, y)])
+        return (jax.devices()[0].memory_stats() or {})["bytes_in_use"]
+
+    held()  # compiles
+    before = held()
+    assert [held() for _ in range(100)][-1] == before
+
+
 SHARER = """
 import sys
 import jax, numpy as np

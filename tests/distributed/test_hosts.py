@@ -19,7 +19,10 @@ from tests.graph_challenge.test_official_files import write_network
 
 SMALL = ("--neurons=256", "--layers=5", "--features=203", "--inputs=digits", "--check=full", "--repeats=2")
 
-CPUS = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+CPUS = {
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
+}
 
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -48,22 +51,30 @@ def finish(process: subprocess.Popen[str], timeout: int = 120) -> tuple[str, str
         process.kill()
 
 
+def into(folder: Path) -> tuple[str, ...]:
+    return (*SMALL, f"--categories_out={folder}/categories", f"--report_out={folder}/report")
+
+
+def outcome(processes: list[subprocess.Popen[str]], folder: Path) -> tuple[str, dict[str, Any]]:
+    """The categories and the report of a run."""
+    for number, process in enumerate(processes):
+        output, errors = finish(process)
+        assert process.returncode == 0, errors
+        assert ("203 features equal the float64 oracle's" in output) == (number == 0), output
+    return (folder / "categories").read_text(), json.loads((folder / "report").read_text())
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("one")
+    return outcome([start(*into(folder))], folder)
+
+
 @pytest.mark.parametrize("cut", [(), ("--stream_layers=2", "--stream_features=77"), ("--rebalance_after=2",)])
-def test_two_processes_equal_one(cut: tuple[str, ...], tmp_path: Path) -> None:
+def test_two_processes_equal_one(cut: tuple[str, ...], one_process: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
     """Each process holds its share alone; the categories must come out whole and in order, and be written once."""
-
-    def outcome(name: str, processes: list[subprocess.Popen[str]]) -> tuple[str, dict[str, Any]]:
-        for number, process in enumerate(processes):
-            output, errors = finish(process)
-            assert process.returncode == 0, errors
-            assert ("203 features equal the float64 oracle's" in output) == (number == 0), output
-        return (tmp_path / name).read_text(), json.loads((tmp_path / f"{name}.json").read_text())
-
-    def into(name: str) -> tuple[str, ...]:
-        return (*SMALL, f"--categories_out={tmp_path}/{name}", f"--report_out={tmp_path}/{name}.json")
-
-    one, one_report = outcome("one", [start(*into("one"))])
-    two, two_report = outcome("two", start_pair(*into("two"), *cut))
+    one, one_report = one_process
+    two, two_report = outcome(start_pair(*into(tmp_path), *cut), tmp_path)
     assert one == two
     assert 0 < len(one.splitlines()) < 203
     assert one_report["active"] == two_report["active"]
@@ -118,6 +129,20 @@ def test_a_process_that_waits_in_vain_says_so(number: int) -> None:
     assert process.returncode == 1
     assert "the processes did not meet at 127.0.0.1" in errors
     assert "Traceback" not in errors
+
+
+def test_a_port_in_use_ends_both() -> None:
+    """Process 0 is to listen where another program does already."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"--coordinator_address=127.0.0.1:{taken.getsockname()[1]}"
+        flags = (*SMALL, address, "--num_processes=2", "--lost_after=5")
+        pair = [start(*flags, f"--process_id={number}") for number in range(2)]
+        ends = [finish(process) for process in pair]
+    assert [process.returncode for process in pair] == [1, 1], ends
+    for (_, errors), message in zip(ends, ("could not join", "did not meet"), strict=True):
+        (line,) = errors.splitlines()
+        assert message in line
+        assert "address that all can reach" in line
 
 
 @pytest.mark.parametrize(

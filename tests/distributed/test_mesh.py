@@ -71,7 +71,9 @@ def test_any_mesh_and_any_array(axes: dict[str, int], kind: AxisType, features: 
         forms.append(jax.device_put(y0, NamedSharding(mesh, P(tuple(axes)[-1]))))
     for form in forms:
         np.testing.assert_array_equal(infer_sharded(plan, form, mesh), expected)
-        np.testing.assert_array_equal(jax.jit(lambda plan, y: infer_sharded(plan, y, mesh))(plan, form), expected)
+        traced = jax.jit(lambda plan, y: infer_sharded(plan, y, mesh))(plan, form)
+        np.testing.assert_array_equal(traced, expected)
+        assert traced.sharding.is_fully_replicated == (features % mesh.shape["features"] != 0)
     with jax.set_mesh(mesh):
         gradient = jax.grad(lambda y: (infer_sharded(plan, y, mesh) ** 2).sum())(forms[-1])
     one = jax.grad(lambda y: (infer(example(features, "vector")[0].with_derivatives(), y) ** 2).sum())(jnp.asarray(y0))

@@ -15,7 +15,7 @@ def run(name: str, *arguments: object, folder: Path, devices: int = 1) -> str:
     """What an example prints, run in a folder of its own."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
     }
     done = subprocess.run(
         [sys.executable, "-P", EXAMPLES / f"{name}.py", *map(str, arguments)],
