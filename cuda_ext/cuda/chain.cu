@@ -14,9 +14,10 @@ constexpr int kMostWarps = 16;                          // of a block
 constexpr int kWidest = 8192;                           // neurons of a layer
 constexpr int kMostQuadBits = 2;                        // of the lanes that share an output: each has four features
 constexpr int kFew = 4, kMany = kFew << kMostQuadBits;  // features of a block
-constexpr int kMostSplitBits = 3;                       // of the lanes that share an output's edges
-constexpr int kBlocksOfFew = 2;                         // of a multiprocessor, before blocks have many
-constexpr int kPart = 8;                                // portions that a warp asks for at a time
+constexpr int kMostSharingBits = 3;                     // of the lanes that share an output, at most
+static_assert(kMostQuadBits <= kMostSharingBits);
+constexpr int kBlocksOfFew = 2;       // of a multiprocessor, before blocks have many
+constexpr int kPart = 8;              // portions that a warp asks for at a time
 constexpr int kPortions = 3 * kPart;  // for which it has room: those in work, the next, and those on their way
 constexpr int kAhead = 4;             // chunks on their way to a lane
 constexpr int kActiveWords = 4;       // of as many layers
@@ -38,6 +39,12 @@ struct alignas(16) Portion {
 };
 static_assert(sizeof(Portion) % 16 == 0, "portions are copied sixteen bytes at a time");
 
+// Portions of a run where so many lanes, a power of two, share an output.
+__host__ __device__ inline int64_t portions_of(const PlanRun& run, int sharing_bits) {
+  const int outputs = kSliceGroups >> sharing_bits;
+  return (run.groups + outputs - 1) / outputs;
+}
+
 // How the portions of a launch are dealt out: [warp][layer][portion], as many for each warp and layer. Those that a
 // layer lacks are without outputs.
 struct Deal {
@@ -47,12 +54,9 @@ struct Deal {
   int split_bits;         // ... and as many times another its edges
   int portions_of_layer;  // of a warp
 
-  __host__ __device__ int outputs_of_portion() const { return kSliceGroups >> (quad_bits + split_bits); }
+  __host__ __device__ int sharing_bits() const { return quad_bits + split_bits; }
+  __host__ __device__ int outputs_of_portion() const { return kSliceGroups >> sharing_bits(); }
   __host__ __device__ int64_t count(int64_t layers) const { return layers * warps * portions_of_layer; }
-
-  __host__ __device__ int64_t portions_of(const PlanRun& run) const {
-    return (run.groups + outputs_of_portion() - 1) / outputs_of_portion();
-  }
 };
 
 __device__ Portion portion_of(const PlanRun& run, const Deal& deal, int64_t number) {
@@ -94,7 +98,7 @@ __global__ void deal_kernel(const __grid_constant__ ResidentStep step, Deal few,
   int64_t first = 0;
   for (int64_t r = 0; r < layer.runs; ++r) {
     const PlanRun run = runs[r];
-    const int64_t count = deal.portions_of(run);
+    const int64_t count = portions_of(run, deal.sharing_bits());
     for (int64_t k = threadIdx.x; k < count; k += blockDim.x) give(first + k, portion_of(run, deal, k));
     first += count;
   }
@@ -363,30 +367,23 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   }
 }
 
-int64_t most_portions(const PlanView& plan, int64_t first_layer, int64_t end_layer, const Deal& deal) {
-  int64_t most = 1;
-  for (int64_t l = first_layer; l < end_layer; ++l) {
-    int64_t portions = 0;
-    for (int64_t r = 0; r < plan.layers[l].runs; ++r) {
-      portions += deal.portions_of(plan.runs[plan.layers[l].first_run + r]);
-    }
-    most = std::max(most, portions);
-  }
-  return most;
-}
+// Portions of the largest of some layers, by the bits of the lanes that share an output. One look at the records serves
+// all that is asked: thousands of layers are many beside what a call costs the host.
+struct MostPortions {
+  int64_t by_bits[kMostSharingBits + 1] = {1, 1, 1, 1};
 
-// Lanes share an output's edges where warps would else have nothing to do. Returns the portions of the largest layer.
-int64_t split_edges(const PlanView& plan, int64_t first_layer, int64_t end_layer, Deal& deal) {
-  int64_t portions = most_portions(plan, first_layer, end_layer, deal);
-  while (deal.quad_bits + deal.split_bits < kMostSplitBits) {
-    Deal more = deal;
-    ++more.split_bits;
-    const int64_t with_more = most_portions(plan, first_layer, end_layer, more);
-    if (with_more > kMostWarps) break;
-    deal = more, portions = with_more;
+  MostPortions(const PlanView& plan, int64_t first_layer, int64_t end_layer) {
+    for (int64_t l = first_layer; l < end_layer; ++l) {
+      for (int bits = 0; bits <= kMostSharingBits; ++bits) {
+        int64_t portions = 0;
+        for (int64_t r = 0; r < plan.layers[l].runs; ++r) {
+          portions += portions_of(plan.runs[plan.layers[l].first_run + r], bits);
+        }
+        by_bits[bits] = std::max(by_bits[bits], portions);
+      }
+    }
   }
-  return portions;
-}
+};
 
 // So many features of so wide layers fit no device's shared memory, twice.
 bool may_fit(int64_t width, int features) {
@@ -394,16 +391,19 @@ bool may_fit(int64_t width, int features) {
   return 2 * width * features * static_cast<int64_t>(sizeof(float)) <= kMostShared;
 }
 
-Room room_for(const PlanView& plan, int64_t first_layer, int64_t end_layer, int most_features,
-              const DeviceLimits& limits) {
-  const int64_t width = widest(plan, first_layer, end_layer);
+// Lanes share an output's edges where warps would else have nothing to do.
+Room room_for(const MostPortions& most, int64_t width, int most_features, const DeviceLimits& limits) {
   for (int features = most_features; features > 0; features /= 2) {
     Room room;
     room.features = features;
-    while (kFew << room.deal.quad_bits < features) ++room.deal.quad_bits;
-    const int64_t portions = split_edges(plan, first_layer, end_layer, room.deal);
-    room.deal.warps = static_cast<int>(std::min<int64_t>(portions, kMostWarps));
-    room.deal.portions_of_layer = static_cast<int>((portions + room.deal.warps - 1) / room.deal.warps);
+    Deal& deal = room.deal;
+    while (kFew << deal.quad_bits < features) ++deal.quad_bits;
+    while (deal.sharing_bits() < kMostSharingBits && most.by_bits[deal.sharing_bits() + 1] <= kMostWarps) {
+      ++deal.split_bits;
+    }
+    const int64_t portions = most.by_bits[deal.sharing_bits()];
+    deal.warps = static_cast<int>(std::min<int64_t>(portions, kMostWarps));
+    deal.portions_of_layer = static_cast<int>((portions + deal.warps - 1) / deal.warps);
     room.buffer_floats = (width * features + 3) / 4 * 4;
     if (may_fit(width, features) && room.shared_bytes() + kSharedStatic <= limits.block_shared_bytes) return room;
   }
@@ -417,9 +417,11 @@ struct Rooms {
   int64_t limit = 0;
 
   Rooms(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits)
-      : few(room_for(plan, first_layer, end_layer, kFew, limits)),
-        many(room_for(plan, first_layer, end_layer, kMany, limits)),
-        limit(int64_t{kBlocksOfFew} * kFew * limits.multiprocessors) {
+      : limit(int64_t{kBlocksOfFew} * kFew * limits.multiprocessors) {
+    const MostPortions most(plan, first_layer, end_layer);
+    const int64_t width = widest(plan, first_layer, end_layer);
+    few = room_for(most, width, kFew, limits);
+    many = room_for(most, width, kMany, limits);
     few.spread = limits.multiprocessors;
     if (many.features <= kFew) limit = INT64_MAX;
   }
@@ -456,18 +458,18 @@ const char* check_chain(const PlanView& plan, int64_t first_layer, int64_t end_l
 
 // Whatever the device, and whichever layers are a step.
 int64_t chain_workspace_bytes(const PlanView& plan) {
-  int64_t layers = 0, most[kMostQuadBits + 1] = {};
+  int64_t layers = 0, most_of_few = 0, most_of_many = 0;
   for (int64_t l = 0; l < plan.header->layers; ++l) {
     if (check_chained(plan, plan.layers[l])) continue;
     ++layers;
-    for (int bits = 0; bits <= kMostQuadBits; ++bits) {
-      if (bits > 0 && !may_fit(widest(plan, l, l + 1), kFew << bits)) continue;
-      Deal deal{};
-      deal.quad_bits = bits;
-      most[bits] = std::max(most[bits], round_up(most_portions(plan, l, l + 1, deal), kMostWarps));
-    }
+    const MostPortions most(plan, l, l + 1);
+    int bits =
+        kMostQuadBits;  // more than one lane shares an output only where so many features fit, or portions are few
+    while (bits > 0 && !may_fit(widest(plan, l, l + 1), kFew << bits)) --bits;
+    most_of_few = std::max(most_of_few, round_up(most.by_bits[0], kMostWarps));
+    most_of_many = std::max(most_of_many, round_up(most.by_bits[bits], kMostWarps));
   }
-  return layers * (most[0] + *std::max_element(most, most + kMostQuadBits + 1)) * static_cast<int64_t>(sizeof(Portion));
+  return layers * (most_of_few + most_of_many) * static_cast<int64_t>(sizeof(Portion));
 }
 
 cudaError_t launch_chain(const ResidentStep& step, const PlanView& plan, void* workspace, cudaStream_t stream) {
