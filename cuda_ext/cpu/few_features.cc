@@ -13,9 +13,7 @@
 namespace spdnn::cpu {
 namespace {
 
-constexpr int64_t kMostFeatures = 64;  // a bit each
-constexpr int64_t kMostAlone = 16;     // the narrowest tile that features are dealt out in
-constexpr int64_t kMemory = int64_t{64} << 20;
+constexpr int64_t kMostFeatures = 16;  // the narrowest tile that features are dealt out in
 
 // Work is counted in reads of a vector of activations, of which a thread makes some in a nanosecond.
 constexpr int64_t kWorthHelp = 1 << 17;     // of a call: to wake a thread takes as long as some of it
@@ -27,7 +25,7 @@ constexpr int64_t kCheckedEdges = 1 << 13;  // whose indices are checked at a ti
 int64_t stride_of(int64_t features) {
   if (features == 1) return 1;
   if (features <= 4) return 4;
-  return features <= 8 ? 8 : round_up(features, 16);
+  return features <= 8 ? 8 : kMostFeatures;
 }
 
 int64_t slices_of(const PlanRun& run) { return (run.groups + kSliceGroups - 1) / kSliceGroups; }
@@ -127,7 +125,7 @@ class FewFeatures {
   void store() {
     const int64_t layers = plan_.header->layers, outputs = plan_.header->outputs;
     if (call_.active) {
-      for (int64_t l = 0; l < layers; ++l) call_.active[l] = __builtin_popcountll(live_[l]);
+      for (int64_t l = 0; l < layers; ++l) call_.active[l] = __builtin_popcount(live_[l]);
     }
     Tile& last = tiles_[layers % 2];
     std::vector<int> live;
@@ -186,9 +184,9 @@ class FewFeatures {
       if (const char* wrong = run_slices(l, r, first, end, nonzero)) return wrong;
       if (is_last) break;
     }
-    uint64_t live = 0;
+    uint32_t live = 0;
     for (int64_t feature = 0; feature < call_.features; ++feature) {
-      live |= static_cast<uint64_t>((nonzero[feature] << 1) != 0) << feature;  // -0.0 is zero
+      live |= static_cast<uint32_t>((nonzero[feature] << 1) != 0) << feature;  // -0.0 is zero
     }
     if ((live & ~live_[l].load(std::memory_order_relaxed)) != 0) live_[l].fetch_or(live, std::memory_order_relaxed);
     return nullptr;
@@ -221,7 +219,7 @@ class FewFeatures {
   const int64_t stride_;
   const std::vector<Part> parts_;
   std::vector<int64_t> first_part_;          // of each layer
-  std::vector<std::atomic<uint64_t>> live_;  // after each layer, a bit a feature
+  std::vector<std::atomic<uint32_t>> live_;  // after each layer, a bit a feature
   Tile tiles_[2];                            // the inputs of even and of odd layers
   const float* input_;                       // of the first layer
   std::atomic<int64_t> next_part_{0};
@@ -232,12 +230,7 @@ class FewFeatures {
 
 }  // namespace
 
-bool are_few_features(const NetworkCall& call, int threads) {
-  if (call.features < 1 || call.features > (threads > 1 ? kMostFeatures : kMostAlone)) return false;
-  const int64_t width = std::max(call.plan.header->inputs, widest(call.plan, 0, call.plan.header->layers));
-  const int64_t bytes = 2 * width * stride_of(call.features) * static_cast<int64_t>(sizeof(float));
-  return call.features <= kMostAlone || bytes <= kMemory;
-}
+bool are_few_features(const NetworkCall& call) { return call.features >= 1 && call.features <= kMostFeatures; }
 
 const char* run_few_features(const NetworkCall& call, const Kernels& kernels, int helpers,
                              const ScheduleTask& schedule) {

@@ -6,8 +6,8 @@
 
 namespace spdnn::cpu {
 
-// Whether a call is one of those, on so many threads.
-bool are_few_features(const NetworkCall& call, int threads);
+// Whether a call is one of those.
+bool are_few_features(const NetworkCall& call);
 
 // As run_network: `alive` and `active` are cleared. Memory beyond the arguments: two tiles. Returns what is wrong with
 // an index, or null. Throws std::bad_alloc.

@@ -395,8 +395,8 @@ std::string run_network(const NetworkCall& call, int helpers, const ScheduleTask
   std::fill_n(call.alive, call.features, false);
   if (call.active) std::fill_n(call.active, call.plan.header->layers, 0);
   try {
-    const char* wrong = are_few_features(call, helpers + 1) ? run_few_features(call, *kernels, helpers, schedule)
-                                                            : run_tiles(call, *kernels, helpers, schedule);
+    const char* wrong = are_few_features(call) ? run_few_features(call, *kernels, helpers, schedule)
+                                               : run_tiles(call, *kernels, helpers, schedule);
     if (!wrong) return "";
     return std::string("the plan's words were changed since it was built: ") + wrong + ": build it again";
   } catch (const std::bad_alloc&) {

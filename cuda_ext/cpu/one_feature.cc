@@ -1,11 +1,5 @@
 // One run of one layer times one feature: lanes are outputs. Compiled once per instruction set, as kernels.cc is, and
 // with the same sums in the same order: a result does not depend on how many features are computed at a time.
-#ifdef __AVX512F__
-#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC's header starts from vectors of any content (its bug 105593)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#endif
-
 #include "cpu/slices.h"
 
 #define SPDNN_CONCATENATE_(a, b) a##b
@@ -30,16 +24,20 @@ inline void compute_groups_at_once(const RunTask& task, const Slice<kStored, Ind
   const Index* indices = slice.indices;
   const float* weights = slice.weights;
   for (int64_t chunk = task.edges / kEdgeChunk; chunk > 0; --chunk) {
+    SPDNN_UNROLL
     for (int edge = 0; edge < kEdgeChunk; ++edge) {
+      SPDNN_UNROLL
       for (int g = 0; g < kG; ++g) {
         const Floats x = Floats{} + task.in[indices[g * kEdgeChunk + edge]];
         const float* w = kStored ? weights + (g * kEdgeChunk + edge) * kR : weights;
+        SPDNN_UNROLL
         for (int v = 0; v < kV; ++v) sums[g][v] += load<Floats>(w + v * L::kCount) * x;
       }
     }
     indices += slice.width * kEdgeChunk;
     if (kStored) weights += slice.width * kEdgeChunk * kR;
   }
+  SPDNN_UNROLL
   for (int g = 0; g < kG; ++g) {
     float group_sums[kR];
     __builtin_memcpy(group_sums, sums[g], sizeof group_sums);
@@ -61,91 +59,105 @@ inline void compute_groups(const RunTask& task, Slice<kStored, Index> slice) {
   }
 }
 
-// --- outputs that share nothing: each lane gathers inputs of its own ---
+// --- outputs that share nothing: each lane reads inputs of its own ---
 
-#ifdef __AVX512F__
+// Vectors of four lanes, filled one by one: as fast as a gather, where processors have one, and on some twice as fast.
+constexpr int kSide = 4;
+using Four = Lanes<kSide>;
+static_assert(kSide == kEdgeChunk, "a chunk of edges for each lane is a square");
 
-// Edge e of lanes 0, 4, 8, 12, 1, 5, 9, 13, 2 .., from kEdgeChunk edges of each lane side by side.
-struct Chunk {
-  __m512i edges[kEdgeChunk];
+// Elements a, b of x and c, d of y.
+template <int a, int b, int c, int d>
+inline Four::Floats pick(Four::Floats x, Four::Floats y) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y, a, b, kSide + c, kSide + d);
+#else
+  return __builtin_shuffle(x, y, Four::Bits{a, b, kSide + c, kSide + d});
+#endif
+}
+
+// An edge of all lanes at a time, from the edges of each lane.
+struct Square {
+  Four::Floats rows[kSide];
 };
 
-inline Chunk load_chunk(const void* words) {
-  const char* from = static_cast<const char*>(words);
-  const __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + 64);
-  const __m512i c = _mm512_loadu_si512(from + 128), d = _mm512_loadu_si512(from + 192);
-  const __m512i low_ab = _mm512_unpacklo_epi32(a, b), low_cd = _mm512_unpacklo_epi32(c, d);
-  const __m512i high_ab = _mm512_unpackhi_epi32(a, b), high_cd = _mm512_unpackhi_epi32(c, d);
-  return {{_mm512_unpacklo_epi64(low_ab, low_cd), _mm512_unpackhi_epi64(low_ab, low_cd),
-           _mm512_unpacklo_epi64(high_ab, high_cd), _mm512_unpackhi_epi64(high_ab, high_cd)}};
+inline Square load_transposed(const float* from) {
+  Four::Floats lanes[kSide];
+  __builtin_memcpy(lanes, from, sizeof lanes);
+  const Four::Floats low01 = pick<0, 1, 0, 1>(lanes[0], lanes[1]), low23 = pick<0, 1, 0, 1>(lanes[2], lanes[3]);
+  const Four::Floats high01 = pick<2, 3, 2, 3>(lanes[0], lanes[1]), high23 = pick<2, 3, 2, 3>(lanes[2], lanes[3]);
+  return {{pick<0, 2, 0, 2>(low01, low23), pick<1, 3, 1, 3>(low01, low23), pick<0, 2, 0, 2>(high01, high23),
+           pick<1, 3, 1, 3>(high01, high23)}};
 }
 
-inline Chunk load_indices(const uint32_t* indices) { return load_chunk(indices); }
+// The indices of a chunk; those of 16 bits are one word.
+template <typename Index>
+struct ChunkIndices {
+  explicit ChunkIndices(const Index* from) : indices(from) {}
+  int64_t operator[](int edge) const { return indices[edge]; }
+  const Index* indices;
+};
 
-// Of a lane, edges 0 and 1 are an even word, edges 2 and 3 the odd one after it.
-inline Chunk load_indices(const uint16_t* indices) {
-  const __m512i even = _mm512_setr_epi32(0, 8, 16, 24, 2, 10, 18, 26, 4, 12, 20, 28, 6, 14, 22, 30);
-  const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1)), low = _mm512_set1_epi32(0xffff);
-  const __m512i a = _mm512_loadu_si512(indices), b = _mm512_loadu_si512(indices + 32);
-  const __m512i first = _mm512_permutex2var_epi32(a, even, b), last = _mm512_permutex2var_epi32(a, odd, b);
-  return {{_mm512_and_si512(first, low), _mm512_srli_epi32(first, 16), _mm512_and_si512(last, low),
-           _mm512_srli_epi32(last, 16)}};
-}
+template <>
+struct ChunkIndices<uint16_t> {
+  explicit ChunkIndices(const uint16_t* from) : word(load<uint64_t>(from)) {}
+  int64_t operator[](int edge) const { return static_cast<int64_t>(word >> (16 * edge) & 0xffff); }
+  uint64_t word;
+};
 
-// kV times kLanes groups of one output.
+// kV times four groups of one output.
 template <int kV, bool kStored, typename Index>
-inline void gather_groups(const RunTask& task, const Slice<kStored, Index>& slice) {
-  __m512 sums[kV];
-  for (__m512& sum : sums) sum = _mm512_setzero_ps();
-  const __m512 equal = _mm512_set1_ps(*slice.weights);
+inline void compute_fours(const RunTask& task, const Slice<kStored, Index>& slice) {
+  using Indices = ChunkIndices<Index>;
+  Four::Floats sums[kV] = {};
+  const Four::Floats equal = Four::Floats{} + *slice.weights;
   const Index* indices = slice.indices;
   const float* weights = slice.weights;
   for (int64_t chunk = task.edges / kEdgeChunk; chunk > 0; --chunk) {
+    SPDNN_UNROLL
     for (int v = 0; v < kV; ++v) {
-      constexpr int kStep = kLanes * kEdgeChunk;
-      const Chunk places = load_indices(indices + v * kStep);
-      Chunk values{};
-      if (kStored) values = load_chunk(weights + v * kStep);
+      const Index* of_four = indices + v * kSide * kEdgeChunk;
+      const Indices a(of_four), b(of_four + kEdgeChunk), c(of_four + 2 * kEdgeChunk), d(of_four + 3 * kEdgeChunk);
+      Square values{};
+      if (kStored) values = load_transposed(weights + v * kSide * kEdgeChunk);
+      SPDNN_UNROLL
       for (int edge = 0; edge < kEdgeChunk; ++edge) {
-        const __m512 x = _mm512_i32gather_ps(places.edges[edge], task.in, sizeof(float));
-        sums[v] = _mm512_fmadd_ps(kStored ? _mm512_castsi512_ps(values.edges[edge]) : equal, x, sums[v]);
+        const Four::Floats x = {task.in[a[edge]], task.in[b[edge]], task.in[c[edge]], task.in[d[edge]]};
+        sums[v] += (kStored ? values.rows[edge] : equal) * x;
       }
     }
     indices += slice.width * kEdgeChunk;
     if (kStored) weights += slice.width * kEdgeChunk;
   }
-  const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  const Vector lower = Vector{} + task.lower, upper = Vector{} + task.upper;
+  const Four::Floats lower = Four::Floats{} + task.lower, upper = Four::Floats{} + task.upper;
+  SPDNN_UNROLL
   for (int v = 0; v < kV; ++v) {
-    const int64_t slot = slice.slot + v * kLanes;
-    const Vector bias = task.bias ? load<Vector>(task.bias + slot) : Vector{} + task.shared_bias;
-    const Vector y = activated((Vector)_mm512_permutexvar_ps(in_order, sums[v]), bias, lower, upper);
+    const int64_t slot = slice.slot + v * kSide;
+    const Four::Floats bias = task.bias ? load<Four::Floats>(task.bias + slot) : Four::Floats{} + task.shared_bias;
+    const Four::Floats y = activated(sums[v], bias, lower, upper);
     __builtin_memcpy(task.out + slot, &y, sizeof y);
-    *task.nonzero |= _mm512_reduce_or_epi32((__m512i)y);
+    const Four::Bits bits = (Four::Bits)y;
+    *task.nonzero |= bits[0] | bits[1] | bits[2] | bits[3];
   }
 }
 
-template <bool kStored, typename Index>
+// A whole slice at a time, so that it is read once from end to end; what is left of its groups in halves.
+template <int kV, bool kStored, typename Index>
 inline void compute_lone_outputs(const RunTask& task, Slice<kStored, Index> slice) {
-  for (; slice.groups >= 2 * kLanes; slice.skip(2 * kLanes, 1)) gather_groups<2>(task, slice);
-  for (; slice.groups >= kLanes; slice.skip(kLanes, 1)) gather_groups<1>(task, slice);
-  if (slice.groups > 0) compute_groups<kMaxGroups, 1>(task, slice);
+  for (; slice.groups >= kV * kSide; slice.skip(kV * kSide, 1)) compute_fours<kV>(task, slice);
+  if (slice.groups == 0) return;
+  if constexpr (kV > 1) {
+    compute_lone_outputs<kV / 2>(task, slice);
+  } else {
+    compute_groups<kMaxGroups / 2, 1>(task, slice);
+  }
 }
-
-#else
-
-template <bool kStored, typename Index>
-inline void compute_lone_outputs(const RunTask& task, const Slice<kStored, Index>& slice) {
-  compute_groups<kMaxGroups, 1>(task, slice);
-}
-
-#endif
 
 // Outputs of a group: kR, or fewer.
 template <int kR, bool kStored, typename Index>
 inline void compute_slice(const RunTask& task, const Slice<kStored, Index>& slice) {
   if constexpr (kR == 1) {
-    compute_lone_outputs(task, slice);
+    compute_lone_outputs<kSliceGroups / kSide>(task, slice);
   } else {
     if (task.group_outputs < kR) return compute_slice<kR / 2>(task, slice);
     constexpr int kFitting = kMaxGroups * kLanes / kR;

@@ -7,6 +7,13 @@
 #include "cpu/vectors.h"
 #include "layout/spdnn_layout.h"
 
+// Before a loop over sums: unrolled whole, they are registers. By themselves compilers give up on the larger ones.
+#if defined(__clang__)
+#define SPDNN_UNROLL _Pragma("unroll")
+#else
+#define SPDNN_UNROLL _Pragma("GCC unroll 32")
+#endif
+
 namespace spdnn::cpu {
 namespace {
 
