@@ -87,8 +87,16 @@ inline void compute_outputs(const RunTask& task, const Slice<kStored, Index>& sl
     if (task.group_outputs < kR) return compute_outputs<kR / 2, kV, L>(task, slice, feature);
   }
   constexpr int kFitting = kSums / (kR * kV), kG = kFitting < kMaxGroups ? kFitting : kMaxGroups;
-  for (int64_t output = 0; output < task.group_outputs; output += kR) {
-    compute_groups<kG, kR, kV, L>(task, slice, output, feature);
+  if constexpr (kG == 1) {  // a group's outputs one after the other, while what they read is at hand
+    for (Slice<kStored, Index> group = slice; group.groups > 0; group.skip(1, task.group_outputs)) {
+      for (int64_t output = 0; output < task.group_outputs; output += kR) {
+        compute_block<1, kR, kV, L>(task, group, output, feature);
+      }
+    }
+  } else {
+    for (int64_t output = 0; output < task.group_outputs; output += kR) {
+      compute_groups<kG, kR, kV, L>(task, slice, output, feature);
+    }
   }
 }
 
