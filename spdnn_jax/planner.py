@@ -204,13 +204,7 @@ def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> tu
         "chain" if chained[layer] else "resident" if narrow[layer] else "staged" if staged[layer] else "grouped"
         for layer in range(count)
     ]
-    for first, end in _stretches(families, set()):
-        if (
-            families[first] == "chain"
-            and end - first < _SHORTEST_CHAIN
-            and "resident" in families[max(first - 1, 0) : end + 1]
-        ):
-            families[first:end] = ["resident"] * (end - first)
+    families = _without_short_chains(families)
     reasons = {
         "chain": f"outputs share nothing, {CHAIN_WIDTH} neurons wide at most",
         "resident": f"{RESIDENT_WIDTH} neurons wide at most",
@@ -219,6 +213,17 @@ def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> tu
     }
     used = [f"{name} for {families.count(name):,} ({why})" for name, why in reasons.items() if name in families]
     return families, ", ".join(used)
+
+
+def _without_short_chains(families: list[Action]) -> list[Action]:
+    """Few layers of a chain beside resident ones stay in their launch."""
+    kept = list(families)
+    for first, end in _stretches(families, set()):
+        beside = families[max(first - 1, 0) : end + 1]
+        if families[first] == "chain" and end - first < _SHORTEST_CHAIN and "resident" in beside:
+            for layer in range(first, end):
+                kept[layer] = "resident"
+    return kept
 
 
 def _fits_chain(table: PlanTable) -> np.ndarray:
