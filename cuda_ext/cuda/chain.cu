@@ -77,7 +77,8 @@ __device__ Portion portion_of(const PlanRun& run, const Deal& deal, int64_t numb
 }
 
 // A block deals out a layer. Warps take portions in turn, so that each has long rows and short ones.
-__global__ void deal_kernel(const __grid_constant__ ResidentStep step, Deal few, Deal many) {
+__global__ void deal_kernel(const __grid_constant__ ResidentStep step, const __grid_constant__ Deal few,
+                            const __grid_constant__ Deal many) {
   const Deal& deal = blockIdx.y == 0 ? few : many;
   const int l = step.first_layer + blockIdx.x, layers = gridDim.x;
   const PlanLayer& layer = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word)[l];
