@@ -156,7 +156,7 @@ def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = 
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
     _check_records(table)
-    families, reason = _choose_families(table, kernel, narrow_input)
+    families = _choose_families(table, kernel, narrow_input)
     searches = _searches(table) if table.header["merge_features"] else set()
     widths = _widths(table)
     steps: list[Step] = []
@@ -169,7 +169,22 @@ def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = 
         for part in _fused_launches(widths, first, end):
             alone = kernel == "auto" and part[1] - part[0] == 1 and widths[part[0]] > _ALONE
             steps.append(Step("grouped" if alone else families[first], *part))
-    return Schedule(tuple(steps), reason)
+    return Schedule(tuple(steps), _reason(steps) if kernel == "auto" else f"{kernel}: as asked for")
+
+
+def _reason(steps: list[Step]) -> str:
+    """Why `auto` made these steps."""
+    reasons = {
+        "chain": f"outputs share nothing, {CHAIN_WIDTH} neurons wide at most",
+        "resident": f"{RESIDENT_WIDTH} neurons wide at most",
+        "staged": f"wider, fewer than {STAGED_BELOW:g} outputs in a row group",
+        "grouped": "wider, outputs share their inputs or these are bytes; or alone in a launch",
+    }
+    layers = dict.fromkeys(reasons, 0)
+    for step in steps:
+        if step.action in layers:
+            layers[step.action] += step.end - step.first
+    return ", ".join(f"{name} for {layers[name]:,} ({why})" for name, why in reasons.items() if layers[name])
 
 
 def _check_records(table: PlanTable) -> None:
@@ -185,7 +200,7 @@ def _widths(table: PlanTable) -> np.ndarray:
     return np.maximum(table.layers["inputs"], table.layers["outputs"])
 
 
-def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> tuple[list[Action], str]:
+def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> list[Action]:
     count = len(table.layers)
     if kernel != "auto":
         if kernel == "staged" and (table.layers["staged_offset"] < 0).any():
@@ -195,7 +210,7 @@ def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> tu
                 f"this plan is no chain: a layer is too wide (more than {CHAIN_WIDTH} neurons), or the plan was built "
                 "without kernel='chain'"
             )
-        return [kernel] * count, f"{kernel}: as asked for"
+        return [kernel] * count
     narrow, staged = _widths(table) <= RESIDENT_WIDTH, table.layers["staged_offset"] >= 0
     if narrow_input:
         staged[:1] = False  # `grouped` reads bytes and bits where they lie: so few that sharing them gains nothing
@@ -204,15 +219,7 @@ def _choose_families(table: PlanTable, kernel: Kernel, narrow_input: bool) -> tu
         "chain" if chained[layer] else "resident" if narrow[layer] else "staged" if staged[layer] else "grouped"
         for layer in range(count)
     ]
-    families = _without_short_chains(families)
-    reasons = {
-        "chain": f"outputs share nothing, {CHAIN_WIDTH} neurons wide at most",
-        "resident": f"{RESIDENT_WIDTH} neurons wide at most",
-        "staged": f"wider, fewer than {STAGED_BELOW:g} outputs in a row group",
-        "grouped": "wider, outputs share their inputs or these are bytes",
-    }
-    used = [f"{name} for {families.count(name):,} ({why})" for name, why in reasons.items() if name in families]
-    return families, ", ".join(used)
+    return _without_short_chains(families)
 
 
 def _without_short_chains(families: list[Action]) -> list[Action]:

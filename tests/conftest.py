@@ -1,7 +1,9 @@
 """Fixtures: strict JAX settings, networks of every kind, and the rule for tests that need a GPU."""
 
+import io
 import itertools
 import os
+import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -134,6 +136,17 @@ def random_network(
     generator = np.random.default_rng(seed)
     layers = [random_layer(generator, a, b, **layer_options) for a, b in itertools.pairwise(widths)]  # pyright: ignore[reportArgumentType]
     return SparseNetwork(layers, Clip.relu(cap) if activation is None else activation)
+
+
+def official_archive(neurons: int, layer: bytes) -> bytes:
+    """A tar file of two official layers with the same content."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for number in (1, 2):
+            member = tarfile.TarInfo(f"neuron{neurons}/n{neurons}-l{number}.tsv")
+            member.size = len(layer)
+            tar.addfile(member, io.BytesIO(layer))
+    return buffer.getvalue()
 
 
 def dense_reference(network: SparseNetwork, y0: np.ndarray) -> np.ndarray:

@@ -9,7 +9,6 @@ import gzip
 import io
 import os
 import resource
-import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from spdnn_jax.command_line.report import read_reports
 from spdnn_jax.graph_challenge import networks, official_files, radixnet
 from spdnn_jax.graph_challenge.inputs import read_idx_images
 from spdnn_jax.io import read_array, read_network
-from tests.conftest import FUZZ, random_network
+from tests.conftest import FUZZ, official_archive, random_network
 
 HEADROOM = 64 << 20  # bytes that a reader may take beyond what the process has: a block of text, and what is made of it
 NEURONS = 32
@@ -89,16 +88,6 @@ def layer_text() -> bytes:
     return "".join(f"{i + 1}\t{j + 1}\t0.0625\n" for i, j in zip(layer.indices, outputs, strict=True)).encode()
 
 
-def archive() -> bytes:
-    buffer, content = io.BytesIO(), layer_text()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for number in (1, 2):
-            member = tarfile.TarInfo(f"neuron{NEURONS}/n{NEURONS}-l{number}.tsv")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
 def state_dict(matrix: Any) -> dict[str, np.ndarray]:
     rows: Any = sp.csr_array(matrix.T)
     return {
@@ -133,7 +122,9 @@ def forms(folder: Path) -> dict[str, Form]:
             f"sparse-images-{NEURONS}.tsv", pixels, lambda path: official_files.features(path.parent, NEURONS, 4)
         ),
         "archive": Form(
-            f"neuron{NEURONS}.tar.gz", archive(), lambda path: list(official_files.layers(path, NEURONS, 2))
+            f"neuron{NEURONS}.tar.gz",
+            official_archive(NEURONS, layer_text()),
+            lambda path: list(official_files.layers(path, NEURONS, 2)),
         ),
         "idx": Form("images", idx, read_idx_images),
         "network": Form("network.safetensors", (folder / "network").read_bytes(), of_network, is_sealed=True),

@@ -8,7 +8,6 @@ import ctypes
 import gc
 import gzip
 import io
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from spdnn_jax import Clip, Plan, SparseLayer, SparseNetwork, build_plan
 from spdnn_jax.graph_challenge import networks, official_files, radixnet
 from spdnn_jax.graph_challenge.inputs import read_idx_images
 from spdnn_jax.io import read_array, read_network
+from tests.conftest import official_archive
 
 PR_SET_THP_DISABLE = 41  # of Linux
 NEURONS = 1024
@@ -90,16 +90,6 @@ def edges(generator: np.random.Generator | None = None) -> bytes:
     return table(row[order] + 1, column[order] + 1, "1")
 
 
-def archive(neurons: int) -> bytes:
-    buffer, content = io.BytesIO(), official(neurons)
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for number in (1, 2):
-            member = tarfile.TarInfo(f"neuron{neurons}/n{neurons}-l{number}.tsv")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
 def state_dict() -> bytes:
     rows = matrix()
     parts = {"crow_indices": rows.indptr.astype(np.int64), "col_indices": rows.indices.astype(np.int64)}
@@ -124,7 +114,9 @@ PIXELS = np.arange(400_000)
 FORMS = {
     "layer": Form("l.tsv", lambda: official(WIDE), lambda path: official_files.read_layer(path, WIDE)),
     "archive": Form(
-        f"neuron{WIDE}.tar.gz", lambda: archive(WIDE), lambda path: drained(official_files.layers(path, WIDE, 2))
+        f"neuron{WIDE}.tar.gz",
+        lambda: official_archive(WIDE, official(WIDE)),
+        lambda path: drained(official_files.layers(path, WIDE, 2)),
     ),
     "inputs": Form(
         "sparse-images-1024.tsv",

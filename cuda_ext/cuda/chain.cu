@@ -324,8 +324,7 @@ __device__ void run_tiles(const ResidentStep& step, const Room& room, int64_t co
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
   const bool last_prunable = layers[step.end_layer - 1].prunable;
   const int64_t width = layers[step.end_layer - 1].outputs;
-  constexpr int kVectorBits = kVector == 4 ? 2 : kVector - 1;
-  const Columns columns{deal.quad_bits + kVectorBits};
+  const Columns columns{deal.quad_bits + kVectorBits<kVector>};
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
        first += static_cast<int64_t>(gridDim.x) * columns.count()) {
     const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);

@@ -196,8 +196,7 @@ template <int kVector, int kOutputs, bool kStored>
 __device__ __forceinline__ uint32_t compute_layer(const LayerView& view, const Scale& scale,
                                                   const Activations<kVector>& activations) {
   constexpr int kMost = Sums<kVector>::kOutputs, kParts = kMost / kOutputs;
-  constexpr int kVectorBits = kVector == 4 ? 2 : kVector - 1;
-  const int lane_bits = activations.columns.count_bits - kVectorBits;  // of the lanes that share a unit
+  const int lane_bits = activations.columns.count_bits - kVectorBits<kVector>;  // of the lanes that share a unit
   const int column = (threadIdx.x & ((1 << lane_bits) - 1)) * kVector;
   const int first = threadIdx.x >> lane_bits, step = blockDim.x >> lane_bits;
   const FeatureColumn<kVector> features(activations.at(0, column), activations.columns);

@@ -171,6 +171,10 @@ class Staging {
   int64_t next_ = 0;  // the lane's field of what was asked for
 };
 
+// Features of a thread: one, two or four.
+template <int kVector>
+inline constexpr int kVectorBits = kVector == 4 ? 2 : kVector - 1;
+
 template <int kVector>
 __device__ __forceinline__ void load_vector(const float* address, float (&x)[kVector]) {
   if constexpr (kVector == 4) {
