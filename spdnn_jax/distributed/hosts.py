@@ -5,6 +5,7 @@ import faulthandler
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -52,6 +53,8 @@ def join(address: str, count: int | None, number: int | None, timeout: int) -> N
     give_up.daemon = True
     give_up.start()
     try:
+        if address != AUTO and number == 0:
+            _try_port(address)
         jax.distributed.initialize(
             coordinator_address=None if address == AUTO else address,
             num_processes=count,
@@ -60,7 +63,7 @@ def join(address: str, count: int | None, number: int | None, timeout: int) -> N
             heartbeat_timeout_seconds=timeout,
             shutdown_timeout_seconds=timeout,
         )
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         first_line = str(error).partition("\n")[0]
         raise ValueError(f"the processes could not join at {address} ({first_line}): {_CURE}") from None
     finally:
@@ -68,6 +71,11 @@ def join(address: str, count: int | None, number: int | None, timeout: int) -> N
     lost = f"process {_state().process_id}: another process was lost, or does not answer: this one ends, too"
     core.end_on_abort(_interrupts.errors, f"spdnn: error: {lost}\n")
     _interrupts.watch()  # JAX takes SIGTERM for itself, and waits
+
+
+def _try_port(address: str) -> None:
+    """Listens where process 0 is to: jaxlib crashes, most of the time, where another program does."""
+    socket.create_server(("", int(address.rpartition(":")[2]))).close()
 
 
 def _check(address: str, count: int | None, number: int | None) -> None:
