@@ -1,7 +1,7 @@
 """The custom calls, made past all checks of Python: wrong shapes, dtypes, sizes and attributes end in an error.
 
-The checks are those of both back ends (cuda_ext/ffi/arguments.h). On a GPU, which trusts indices, no call is made that
-changes the words of a plan or an index.
+The checks are those of both back ends (cuda_ext/ffi/arguments.h). A GPU cannot look at indices before it runs: one that
+names no input is taken for the last, and no call is made here that changes the words of a plan.
 """
 
 import contextlib
@@ -127,6 +127,8 @@ def cuda_calls() -> dict[str, Call]:
     schedule = planner.schedule(table).records
     made["network"] = dataclasses.replace(network, attributes={**network.attributes, "schedule": schedule})
     edges = made["sampled"].arguments["indices"].size
+    for name, of_inputs in (("layer", "y"), ("sampled", "in")):  # indices then name inputs that are not there
+        made[name] = dataclasses.replace(made[name], also=made[name].also | {f"{of_inputs}: axis 1 shorter"})
     made["sampled"] = with_workspace(made["sampled"], _native.cuda_sampled_workspace_bytes(FEATURES, edges))
     for name in ("chain", "derivative", "transposed"):
         records, words = made[name].attributes["table"], made[name].arguments["words"].size
@@ -273,3 +275,19 @@ def test_no_damaged_word_for_derivatives_crashes(on_cpu: None) -> None:
             assert "were changed since it was built" in str(error)
             refused += 1
     assert refused > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged"),
+    [("layer", "indptr"), ("layer", "indices"), ("sampled", "indptr"), ("sampled", "indices"), ("transposed", "words")],
+)
+def test_a_gpu_survives_indices_that_name_nothing(name: str, damaged: str, cuda: None) -> None:
+    """One by one, and all at once; some result comes, and the next call's is right."""
+    call = cuda_calls()[name]
+    good, before = call.arguments[damaged], np.asarray(call.run("gpu")[0])
+    for wrong in (0x7FFFFFF0, -1):
+        for position in (*range(0, good.size, 7), slice(None)):
+            changed = good.view(np.int32).copy()
+            changed[position] = wrong
+            dataclasses.replace(call, arguments={**call.arguments, damaged: changed.view(good.dtype)}).run("gpu")
+    np.testing.assert_array_equal(call.run("gpu")[0], before)

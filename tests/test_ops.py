@@ -47,11 +47,11 @@ def test_any_network_equals_the_oracle(
         seed, widths, activation=activation, density=density, one_value=one_value, grouped=grouped, bias=bias
     )
     y0 = np.random.default_rng(seed).random((count, widths[0])) < 0.2
-    expected = oracle.infer(network, y0)
+    expected = oracle.infer(network, y0, errors=True)
     plan = build_plan(network)
-    assert_close(infer(plan, y0), expected.activations)
-    alive, active = ops.categories_and_active(plan, y0)
     computed = np.asarray(infer(plan, y0))
+    assert (np.abs(computed - expected.activations) <= expected.errors).all()
+    alive, active = ops.categories_and_active(plan, y0)
     np.testing.assert_array_equal(alive, computed.any(axis=1))
     assert active[-1] == alive.sum()
 

@@ -41,7 +41,7 @@ inline void compute_block(const RunTask& task, const Slice<kStored, Index>& slic
       Floats features[kV];
       for (int v = 0; v < kV; ++v) features[v] = x[v];
       for (int r = 0; r < kR; ++r) {
-        for (int v = 0; v < kV; ++v) sums[g][r][v] += (Floats{} + w[r]) * features[v];
+        for (int v = 0; v < kV; ++v) sums[g][r][v] = multiply_add(Floats{} + w[r], features[v], sums[g][r][v]);
       }
     }
   };

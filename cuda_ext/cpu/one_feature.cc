@@ -31,7 +31,7 @@ inline void compute_groups_at_once(const RunTask& task, const Slice<kStored, Ind
         const Floats x = Floats{} + task.in[indices[g * kEdgeChunk + edge]];
         const float* w = kStored ? weights + (g * kEdgeChunk + edge) * kR : weights;
         SPDNN_UNROLL
-        for (int v = 0; v < kV; ++v) sums[g][v] += load<Floats>(w + v * L::kCount) * x;
+        for (int v = 0; v < kV; ++v) sums[g][v] = multiply_add(load<Floats>(w + v * L::kCount), x, sums[g][v]);
       }
     }
     indices += slice.width * kEdgeChunk;
@@ -123,7 +123,7 @@ inline void compute_fours(const RunTask& task, const Slice<kStored, Index>& slic
       SPDNN_UNROLL
       for (int edge = 0; edge < kEdgeChunk; ++edge) {
         const Four::Floats x = {task.in[a[edge]], task.in[b[edge]], task.in[c[edge]], task.in[d[edge]]};
-        sums[v] += (kStored ? values.rows[edge] : equal) * x;
+        sums[v] = multiply_add(kStored ? values.rows[edge] : equal, x, sums[v]);
       }
     }
     indices += slice.width * kEdgeChunk;

@@ -24,7 +24,7 @@ inline void compute_row(const ProductTask& task, int64_t row, int64_t feature) {
   const auto add_edge = [&](Vector* sums, int64_t edge) {
     const Vector* x = reinterpret_cast<const Vector*>(in + static_cast<int64_t>(task.rows.indices[edge]) * task.stride);
     const Vector w = Vector{} + (task.values ? task.values[edge] : task.value);
-    for (int v = 0; v < kV; ++v) sums[v] += w * x[v];
+    for (int v = 0; v < kV; ++v) sums[v] = multiply_add(w, x[v], sums[v]);
   };
   int64_t edge = begin;
   for (; edge + 1 < end; edge += 2) {
@@ -83,7 +83,7 @@ inline void sample_row(const SampledTask& task, int64_t row, int64_t feature) {
   const auto product_of = [&](int64_t edge) {
     const Vector* x = reinterpret_cast<const Vector*>(in + static_cast<int64_t>(task.rows.indices[edge]) * task.stride);
     Vector sum = own[0] * x[0];
-    for (int v = 1; v < kV; ++v) sum += own[v] * x[v];
+    for (int v = 1; v < kV; ++v) sum = multiply_add(own[v], x[v], sum);
     return sum;
   };
   for (int64_t edge = begin; edge < end; edge += kLanes) {

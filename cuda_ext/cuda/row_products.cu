@@ -161,8 +161,8 @@ __global__ void __launch_bounds__(kProductThreads)
       float sums[kVector] = {};
       if (exists) {
         sum_row(
-            product, reader, product.rows.indptr[row], product.rows.indptr[row + 1], edge_lane, kRowLanes / kLanes,
-            [&](int32_t index) { return shared[index * kLanes + lane]; }, sums);
+            product, reader, product.rows.begin_of(row), product.rows.end_of(row), edge_lane, kRowLanes / kLanes,
+            [&](int32_t index) { return shared[product.rows.existing(index) * kLanes + lane]; }, sums);
       }
 #pragma unroll
       for (int distance = kLanes; distance < kRowLanes; distance *= 2) {
@@ -184,7 +184,8 @@ __global__ void __launch_bounds__(kProductThreads)
   for (int64_t first = static_cast<int64_t>(blockIdx.y) * kQuad; first < product.features;
        first += static_cast<int64_t>(gridDim.y) * kQuad) {
     float sums[kQuad] = {};
-    const auto activation = [&](int32_t index) {
+    const auto activation = [&](int32_t given) {
+      const int32_t index = product.rows.existing(given);
       Floats<kQuad> x;
 #pragma unroll
       for (int k = 0; k < kQuad; ++k) {
@@ -194,7 +195,7 @@ __global__ void __launch_bounds__(kProductThreads)
       }
       return x;
     };
-    sum_row(product, reader, product.rows.indptr[row], product.rows.indptr[row + 1], 0, 1, activation, sums);
+    sum_row(product, reader, product.rows.begin_of(row), product.rows.end_of(row), 0, 1, activation, sums);
     write_row(product, row, first, sums);
   }
 }
@@ -339,7 +340,7 @@ __global__ void __launch_bounds__(kSampledThreads)
 #pragma unroll
   for (int k = 0; k < kEdgesOfThread; ++k) {
     const int64_t edge = min(first_edge + k * kSampledThreads, rows.edges - 1);
-    ends[k] = static_cast<uint32_t>(rows.indices[edge]) << 16 | static_cast<uint32_t>(row_of_edge[edge]);
+    ends[k] = static_cast<uint32_t>(rows.existing(rows.indices[edge])) << 16 | static_cast<uint32_t>(row_of_edge[edge]);
   }
   for (int64_t first = static_cast<int64_t>(blockIdx.y) * kFeatures; first < sampled.features;
        first += static_cast<int64_t>(gridDim.y) * kFeatures) {
@@ -375,7 +376,7 @@ __global__ void __launch_bounds__(kSampledThreads)
   const CompressedRows& rows = sampled.rows;
   for (int64_t edge = static_cast<int64_t>(blockIdx.x) * kSampledThreads + threadIdx.x; edge < rows.edges;
        edge += static_cast<int64_t>(gridDim.x) * kSampledThreads) {
-    const float* in = sampled.in + rows.indices[edge];
+    const float* in = sampled.in + rows.existing(rows.indices[edge]);
     const float* out = sampled.out + row_of_edge[edge];
     float sum = 0;
     for (int64_t feature = blockIdx.y; feature < sampled.features; feature += gridDim.y) {

@@ -103,6 +103,9 @@ std::string read_rows(const Floats& in, const Floats& out, const Ints& indptr, c
     return "activations must be matrices with one feature a row, and those of inputs and outputs have as many rows";
   }
   if (count_of(indptr) != out_shape[1] + 1) return "indptr must hold outputs + 1 entries";
+  if (count_of(indices) > 0 && (in_shape[1] == 0 || out_shape[1] == 0)) {
+    return "a layer without inputs or without outputs has no edges";
+  }
   call->rows = {in_shape[1], out_shape[1], count_of(indices), indptr.typed_data(), indices.typed_data()};
   call->features = in_shape[0];
   call->in = in.typed_data();

@@ -90,6 +90,6 @@ def test_missing_extras_are_told_and_not_wrong(
 
     monkeypatch.setattr(importlib.metadata, "version", without_matplotlib)
     code, found = findings(capsys)
-    assert code == 0
+    assert code == 0, found
     assert found["extra plot"] == "matplotlib missing: pip install 'spdnn_jax[plot]'"
     assert "safetensors" in found["extra data"]
