@@ -76,13 +76,32 @@ __device__ Portion portion_of(const PlanRun& run, const Deal& deal, int64_t numb
   return portion;
 }
 
-// A block deals out a layer. Warps take portions in turn, so that each has long rows and short ones.
-__global__ void deal_kernel(const __grid_constant__ ResidentStep step, const __grid_constant__ Deal few,
-                            const __grid_constant__ Deal many) {
-  const Deal& deal = blockIdx.y == 0 ? few : many;
-  const int l = step.first_layer + blockIdx.x, layers = gridDim.x;
-  const PlanLayer& layer = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word)[l];
-  const PlanRun* runs = reinterpret_cast<const PlanRun*>(step.words + step.runs_word) + layer.first_run;
+// The deals of a step: for few features and for many.
+struct StepDeals {
+  int first_layer, layers;
+  Deal few, many;
+};
+
+// Those of a schedule's chains, or of some of them: as many as a kernel takes as an argument.
+constexpr int kMostDeals = 32;
+struct Deals {
+  const PlanLayer* layers;
+  const PlanRun* runs;
+  Scale scale;
+  int count;
+  StepDeals of[kMostDeals];
+};
+
+// A block deals out a layer, of all chains before any of them runs. Warps take portions in turn, so that each has long
+// rows and short ones.
+__global__ void deal_kernel(const __grid_constant__ Deals deals) {
+  int layer_of_step = static_cast<int>(blockIdx.x), s = 0;
+  while (layer_of_step >= deals.of[s].layers) layer_of_step -= deals.of[s++].layers;
+  const StepDeals& step = deals.of[s];
+  const Deal& deal = blockIdx.y == 0 ? step.few : step.many;
+  if (!deal.portions) return;
+  const PlanLayer& layer = deals.layers[step.first_layer + layer_of_step];
+  const PlanRun* runs = deals.runs + layer.first_run;
   const auto give = [&](int64_t number, Portion portion) {
     const int64_t warp = number % deal.warps, place = number / deal.warps;
     if (layer.bias_offset < 0) {
@@ -91,10 +110,10 @@ __global__ void deal_kernel(const __grid_constant__ ResidentStep step, const __g
     } else {
       portion.biases = layer.bias_offset + portion.first_slot;
     }
-    portion.bounds = step.scale.bounds(layer);
+    portion.bounds = deals.scale.bounds(layer);
     portion.ends_layer = place == deal.portions_of_layer - 1;
     portion.prunable = layer.prunable != 0;
-    deal.portions[(warp * layers + blockIdx.x) * deal.portions_of_layer + place] = portion;
+    deal.portions[(warp * step.layers + layer_of_step) * deal.portions_of_layer + place] = portion;
   };
   int64_t first = 0;
   for (int64_t r = 0; r < layer.runs; ++r) {
@@ -414,16 +433,29 @@ Room room_for(const MostPortions& most, int64_t width, int most_features, const 
 // what a block reads of the plan.
 struct Rooms {
   Room few, many;
+  int layers;
   int64_t limit = 0;
 
   Rooms(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits)
-      : limit(int64_t{kBlocksOfFew} * kFew * limits.multiprocessors) {
+      : layers(static_cast<int>(end_layer - first_layer)),
+        limit(int64_t{kBlocksOfFew} * kFew * limits.multiprocessors) {
     const MostPortions most(plan, first_layer, end_layer);
     const int64_t width = widest(plan, first_layer, end_layer);
     few = room_for(most, width, kFew, limits);
     many = room_for(most, width, kMany, limits);
     few.spread = limits.multiprocessors;
     if (many.features <= kFew) limit = INT64_MAX;
+  }
+
+  bool has_many(int64_t features) const { return features > limit; }
+
+  // Gives both deals their place. Returns the end of it.
+  Portion* place(Portion* portions, int64_t features) {
+    few.deal.portions = portions;
+    portions += few.deal.count(layers);
+    if (!has_many(features)) return portions;
+    many.deal.portions = portions;
+    return portions + many.deal.count(layers);
   }
 };
 
@@ -472,19 +504,40 @@ int64_t chain_workspace_bytes(const PlanView& plan) {
   return layers * (most_of_few + most_of_many) * static_cast<int64_t>(sizeof(Portion));
 }
 
-cudaError_t launch_chain(const ResidentStep& step, const PlanView& plan, void* workspace, cudaStream_t stream) {
+cudaError_t launch_deals(const uint32_t* words, const PlanView& plan, const Scale& scale, int64_t features,
+                         std::vector<ChainLayers>& chains, void* workspace, cudaStream_t stream) {
   DeviceLimits limits;
-  cudaError_t error = read_device_limits(&limits);
-  if (error != cudaSuccess) return error;
+  if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
+  const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(words + sizeof(PlanHeader) / sizeof(uint32_t));
+  Deals deals{};
+  deals.layers = layers;
+  deals.runs = reinterpret_cast<const PlanRun*>(layers + plan.header->layers);
+  deals.scale = scale;
+  Portion* portions = static_cast<Portion*>(workspace);
+  int all_layers = 0, kinds = 1;
+  for (size_t c = 0; c < chains.size(); ++c) {
+    ChainLayers& chain = chains[c];
+    Rooms rooms(plan, chain.first_layer, chain.end_layer, limits);
+    chain.portions = portions;
+    portions = rooms.place(portions, features);
+    deals.of[deals.count++] = {chain.first_layer, rooms.layers, rooms.few.deal, rooms.many.deal};
+    all_layers += rooms.layers;
+    if (rooms.has_many(features)) kinds = 2;
+    if (deals.count < kMostDeals && c + 1 < chains.size()) continue;
+    deal_kernel<<<dim3(static_cast<unsigned>(all_layers), kinds), 128, 0, stream>>>(deals);
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    deals.count = all_layers = 0;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t launch_chain(const ResidentStep& step, const PlanView& plan, void* portions, cudaStream_t stream) {
+  DeviceLimits limits;
+  if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
   Rooms rooms(plan, step.first_layer, step.end_layer, limits);
-  const int layers = step.end_layer - step.first_layer;
-  const bool has_many = step.features > rooms.limit;
-  rooms.few.deal.portions = static_cast<Portion*>(workspace);
-  rooms.many.deal.portions = rooms.few.deal.portions + rooms.few.deal.count(layers);
-  const dim3 grid(static_cast<unsigned>(layers), has_many ? 2 : 1);
-  deal_kernel<<<grid, 128, 0, stream>>>(step, rooms.few.deal, rooms.many.deal);
-  if ((error = cudaGetLastError()) != cudaSuccess) return error;
-  if ((error = launch(step, rooms.few, 0, rooms.limit, stream)) != cudaSuccess || !has_many) return error;
+  rooms.place(static_cast<Portion*>(portions), step.features);
+  const cudaError_t error = launch(step, rooms.few, 0, rooms.limit, stream);
+  if (error != cudaSuccess || !rooms.has_many(step.features)) return error;
   return launch(step, rooms.many, rooms.limit, INT64_MAX, stream);
 }
 

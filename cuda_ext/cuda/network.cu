@@ -1,8 +1,10 @@
 #include <algorithm>
+#include <vector>
 
 #include "activity.h"
 #include "chain.h"
 #include "equal_features.h"
+#include "first_layer.h"
 #include "grouped.h"
 #include "launch.h"
 #include "network.h"
@@ -61,12 +63,14 @@ class Launcher {
       : call_(call), stream_(stream), scale_(Scale::of_plan(call.plan)), input_(call.input) {
     input_.per_unit = scale_.per_unit;
     workspace_.lay_out(static_cast<char*>(call.workspace), call.plan, call.features);
+    check(read_device_limits(&limits_));
     next_count_ = workspace_.counts;
   }
 
   cudaError_t run() {
     start();
     if (call_.features == 0) return error_;
+    deal();
     for (int64_t s = 0; s < call_.steps && error_ == cudaSuccess; ++s) {
       const ScheduleStep& step = call_.schedule[s];
       const bool last = step.end_layer == call_.plan.header->layers;
@@ -109,6 +113,17 @@ class Launcher {
     if (call_.activations && bytes > 0) check(cudaMemsetAsync(call_.activations, 0, bytes, stream_));
   }
 
+  // Before the steps that may run layers as chains.
+  void deal() {
+    for (int64_t s = 0; s < call_.steps; ++s) {
+      const ScheduleStep& step = call_.schedule[s];
+      if (step.action != kChain) continue;
+      chains_.push_back({static_cast<int>(step.first_layer), static_cast<int>(step.end_layer)});
+    }
+    if (error_ != cudaSuccess || chains_.empty()) return;
+    check(launch_deals(call_.words, call_.plan, scale_, call_.features, chains_, workspace_.chain, stream_));
+  }
+
   // What the next step sets flags to. No flag is that: they are cleared when all numbers have been used.
   uint8_t next_flag() {
     if (++flag_ == 0) {
@@ -124,6 +139,11 @@ class Launcher {
 
   const int32_t* slot_of() const {
     return reinterpret_cast<const int32_t*>(call_.words + call_.plan.header->slot_offset);
+  }
+
+  const PlanRun* device_runs() const {
+    const int64_t word = (sizeof(PlanHeader) + call_.plan.header->layers * sizeof(PlanLayer)) / sizeof(uint32_t);
+    return reinterpret_cast<const PlanRun*>(call_.words + word);
   }
 
   const int32_t* members() const { return call_.plan.header->merge_features ? workspace_.classes.members : nullptr; }
@@ -172,7 +192,7 @@ class Launcher {
       step.target_count = next_count_;
     }
     if (schedule.action == kChain) {
-      check(launch_chain(step, call_.plan, workspace_.chain, stream_));
+      check(launch_chain(step, call_.plan, chains_[next_chain_++].portions, stream_));
     } else {
       check(launch_resident(step, call_.plan, stream_));
     }
@@ -190,12 +210,14 @@ class Launcher {
     step.scale = scale_;
     step.bounds = scale_.bounds(layer);
     step.source = source();
-    if (l == 0 && schedule.action == kGrouped && input_.type != InputType::kFloat32) {
+    const bool from_narrow = l == 0 && schedule.action == kGrouped && input_.type != InputType::kFloat32;
+    const bool from_rows = from_narrow && fits_first_layer(layer, limits_);
+    if (from_narrow && !from_rows) {
       check(launch_read_narrow_input(input_, call_.features, source(), stream_));
       step.source = nullptr;
       step.narrow_source = source();
       step.narrow_type = input_.type;
-    } else if (l == 0) {
+    } else if (l == 0 && !from_rows) {
       check(launch_read_input(input_, call_.features, source(), stream_));
     }
     step.slots = now_.slots;
@@ -207,6 +229,8 @@ class Launcher {
     step.features = call_.features;
     if (schedule.action == kStaged) {
       check(launch_staged(step, layer, stream_));
+    } else if (from_rows) {
+      check(launch_first_layer(step, input_, call_.plan, device_runs() + layer.first_run, stream_));
     } else {
       check(launch_grouped(step, layer, call_.plan.runs, stream_));
     }
@@ -268,10 +292,13 @@ class Launcher {
   Scale scale_;
   InputFeatures input_;
   Workspace workspace_;
+  DeviceLimits limits_;
   Features now_;
   int tiles_ = 0, list_ = 0;  // which of the arrays that exist twice the next step reads
   uint8_t flag_ = 0;          // of the step in work
   int32_t* next_count_ = nullptr;
+  std::vector<ChainLayers> chains_;
+  size_t next_chain_ = 0;
   cudaError_t error_ = cudaSuccess;
 };
 

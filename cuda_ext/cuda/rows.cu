@@ -59,14 +59,9 @@ __global__ void __launch_bounds__(kSquare* kTransposeRows)
       for (int f = 0; f < 4; ++f) {
         of_feature[f] = four_bytes(input, features, tile * kTile + 4 * row + f, first_neuron + 4 * lane);
       }
-      const uint32_t low[2] = {__byte_perm(of_feature[0], of_feature[1], 0x5140),
-                               __byte_perm(of_feature[2], of_feature[3], 0x5140)};
-      const uint32_t high[2] = {__byte_perm(of_feature[0], of_feature[1], 0x7362),
-                                __byte_perm(of_feature[2], of_feature[3], 0x7362)};
-      square[0][lane][row] = __byte_perm(low[0], low[1], 0x5410);
-      square[1][lane][row] = __byte_perm(low[0], low[1], 0x7632);
-      square[2][lane][row] = __byte_perm(high[0], high[1], 0x5410);
-      square[3][lane][row] = __byte_perm(high[0], high[1], 0x7632);
+      transpose_bytes(of_feature);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) square[k][lane][row] = of_feature[k];
     }
     __syncthreads();
     for (int neuron = threadIdx.y; neuron < kTile && first_neuron + neuron < input.inputs; neuron += kTransposeRows) {

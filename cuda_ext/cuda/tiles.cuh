@@ -45,6 +45,16 @@ __device__ __forceinline__ float float_of_byte(uint32_t byte, float factor) {
   return fmaf(__uint_as_float(0x4B000000u | byte), factor, -8388608.0f * factor);  // 2^23
 }
 
+// Four rows of four bytes become four columns of them.
+__device__ __forceinline__ void transpose_bytes(uint32_t (&words)[4]) {
+  const uint32_t low[2] = {__byte_perm(words[0], words[1], 0x5140), __byte_perm(words[2], words[3], 0x5140)};
+  const uint32_t high[2] = {__byte_perm(words[0], words[1], 0x7362), __byte_perm(words[2], words[3], 0x7362)};
+  words[0] = __byte_perm(low[0], low[1], 0x5410);
+  words[1] = __byte_perm(low[0], low[1], 0x7632);
+  words[2] = __byte_perm(high[0], high[1], 0x5410);
+  words[3] = __byte_perm(high[0], high[1], 0x7632);
+}
+
 // Four features side by side in a tile of bytes, or of bits: the caller's input, not yet in units.
 struct FourBytes {
   const uint32_t* column;  // of the first neuron
