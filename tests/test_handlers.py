@@ -284,7 +284,7 @@ def test_no_damaged_word_for_derivatives_crashes(on_cpu: None) -> None:
 def test_a_gpu_survives_indices_that_name_nothing(name: str, damaged: str, cuda: None) -> None:
     """One by one, and all at once; some result comes, and the next call's is right."""
     call = cuda_calls()[name]
-    good, before = call.arguments[damaged], np.asarray(call.run("gpu")[0])
+    good, before = np.asarray(call.arguments[damaged]), np.asarray(call.run("gpu")[0])
     for wrong in (0x7FFFFFF0, -1):
         for position in (*range(0, good.size, 7), slice(None)):
             changed = good.view(np.int32).copy()

@@ -9,19 +9,11 @@
 namespace spdnn::cuda {
 
 // Weights compressed by the neurons of `out`. What lies in device memory cannot be refused before the launch: an index
-// that names no neuron is taken for the last one, and a row that leaves the edges is cut.
+// that names no neuron reads zeros, and a row that leaves the edges is cut.
 struct CompressedRows {
   int64_t in_width, out_width, edges;
   const int32_t* indptr;   // (out_width + 1)
   const int32_t* indices;  // (edges): neuron of `in`
-
-#ifdef __CUDACC__
-  __device__ int32_t existing(int32_t index) const {
-    return static_cast<int32_t>(min(static_cast<uint32_t>(index), static_cast<uint32_t>(in_width - 1)));
-  }
-  __device__ int64_t begin_of(int64_t row) const { return max(int64_t{indptr[row]}, int64_t{0}); }
-  __device__ int64_t end_of(int64_t row) const { return min(int64_t{indptr[row + 1]}, edges); }
-#endif
 };
 
 // Bits of activations (spdnn_layout.h): bit b of word w of a feature is neuron 32 w + b. No words: all bits are set.
