@@ -22,6 +22,11 @@ def all_at_once(call: Callable[[int], object], calls: int = CALLS) -> None:
         list(pool.map(call, range(calls)))
 
 
+def put_on_cpu(y: np.ndarray) -> jax.Array:
+    """Committed: the default device that the fixture `on_cpu` sets is that of one thread."""
+    return jax.device_put(y, jax.devices("cpu")[0])
+
+
 @pytest.mark.parametrize("compress", ["none", "full"])
 def test_calls_at_once_give_the_same_bits(compress: str) -> None:
     """Whole networks, single layers and derivatives, of one plan, on one pool of threads."""
@@ -48,7 +53,7 @@ def test_calls_at_once_give_the_same_bits(compress: str) -> None:
 def test_results_do_not_depend_on_the_shape(on_cpu: None) -> None:
     """A feature alone, or among any number of others; a GPU may choose other kernels for few than for many."""
     plan = build_plan(random_network(0, [60, 130, 40], grouped=4))
-    y0 = np.random.default_rng(0).random((1000, 60), np.float32)
+    y0 = put_on_cpu(np.random.default_rng(0).random((1000, 60), np.float32))
     whole = np.asarray(infer(plan, y0))
     counts = np.random.default_rng(1).permutation(np.arange(1, 1001))[: 1000 if FUZZ else 24]
 
@@ -70,7 +75,7 @@ def test_memory_does_not_grow(on_cpu: None) -> None:
     Between them the allocator holds now more, now less.
     """
     plan = build_plan(random_network(0, [256, 256, 256], density=0.05))
-    y0 = jax.device_put(np.random.default_rng(0).random((500, 256), np.float32))
+    y0 = put_on_cpu(np.random.default_rng(0).random((500, 256), np.float32))
     part = random_layer(np.random.default_rng(0), 256, 256, density=0.05)
 
     def call(number: int) -> None:

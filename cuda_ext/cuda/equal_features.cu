@@ -10,10 +10,11 @@ namespace {
 #define SPDNN_FEATURE_HASH_MASK ~uint64_t{0}  // tests leave a few bits, to force collisions
 #endif
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
-constexpr int kSliceNeurons = 512;  // neurons that one block looks at
-constexpr int kMostBlocks = 528;    // of the grid's first dimension: those that find nothing to do cost time, too
+constexpr int kExpandThreads = 256;
+constexpr int kMostBlocks = 264;  // two on a multiprocessor of the largest devices; more find nothing to do, mostly
+constexpr int kMostExpandBlocks = 4096;
 
 // The features in work, as the kernels below see them.
 struct Places {
@@ -39,21 +40,37 @@ __device__ uint64_t hash_of(int64_t neuron, uint32_t bits) {
   return hash ^ hash >> 31;
 }
 
-struct Slice {
-  int64_t begin, end;  // neurons
-
-  __device__ static Slice of_block(int64_t width) {
-    const int64_t begin = static_cast<int64_t>(blockIdx.y) * kSliceNeurons;
-    return {begin, min(begin + kSliceNeurons, width)};
-  }
-};
-
-// A block for 32 features and a slice of the neurons, a lane for each feature. `hashes` are zero at the launch.
-__global__ void __launch_bounds__(kThreads)
-    hash_kernel(const float* source, int64_t width, Places places, uint64_t* hashes) {
-  __shared__ uint64_t sums[kWarps][32];
+// The sum over the block's warps of what each lane has, for the first warp.
+__device__ uint64_t sum_over_warps(uint64_t value) {
+  __shared__ uint64_t values[kWarps][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const Slice slice = Slice::of_block(width);
+  values[warp][lane] = value;
+  __syncthreads();
+  if (warp == 0) {
+    for (int other = 1; other < kWarps; ++other) value += values[other][lane];
+  }
+  __syncthreads();
+  return value;
+}
+
+// Enters a place into the table, unless one of the same hash stands there. Returns which one stands there.
+__device__ int32_t enter(int32_t place, const FeatureClasses& classes) {
+  const uint64_t hash = classes.hashes[place] & SPDNN_FEATURE_HASH_MASK;
+  for (uint64_t at = hash;; ++at) {
+    const int32_t occupant = atomicCAS(classes.table + (at & (classes.table_places - 1)), -1, place);
+    if (occupant < 0) return place;
+    if ((__ldcg(reinterpret_cast<const unsigned long long*>(classes.hashes + occupant)) & SPDNN_FEATURE_HASH_MASK) ==
+        hash) {
+      return occupant;
+    }
+  }
+}
+
+// Finds each place's candidate: the first one found with its hash, perhaps itself. A block for 32 features, a lane for
+// each, whose neurons the warps share. `table` is -1 at the launch.
+__global__ void __launch_bounds__(kThreads) candidates_kernel(const float* source, int64_t width, Places places,
+                                                              const __grid_constant__ FeatureClasses classes) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t count = places.size();
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * 32; first < count;
        first += static_cast<int64_t>(gridDim.x) * 32) {
@@ -62,71 +79,49 @@ __global__ void __launch_bounds__(kThreads)
     if (place < count) {
       const float* column = source + tiled_offset(places.slot(place), 0, width);
 #pragma unroll 8
-      for (int64_t neuron = slice.begin + warp; neuron < slice.end; neuron += kWarps) {
+      for (int64_t neuron = warp; neuron < width; neuron += kWarps) {
         sum += hash_of(neuron, __float_as_uint(column[neuron * kTile]));
       }
     }
-    sums[warp][lane] = sum;
-    __syncthreads();
+    sum = sum_over_warps(sum);
     if (warp == 0 && place < count) {
-      for (int other = 1; other < kWarps; ++other) sum += sums[other][lane];
-      atomicAdd(reinterpret_cast<unsigned long long*>(hashes + place), static_cast<unsigned long long>(sum));
+      classes.hashes[place] = sum;
+      __threadfence();  // who finds the place in the table finds its hash
+      classes.candidates[place] = enter(static_cast<int32_t>(place), classes);
     }
-    __syncthreads();
   }
 }
 
-// Enters each place into the table, unless one of the same hash stands there: that is its candidate. `table` is -1 at
-// the launch.
+// Lets features that equal their candidate follow it, and flags the others, which go on: that the hash is the same does
+// not say that they are. Leaves the table as the next search is to find it.
 __global__ void __launch_bounds__(kThreads)
-    enter_kernel(Places places, const uint64_t* hashes, int32_t* table, uint64_t table_mask, int32_t* candidates) {
-  const int64_t count = places.size();
-  for (int64_t place = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; place < count;
-       place += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const uint64_t hash = hashes[place] & SPDNN_FEATURE_HASH_MASK;
-    for (uint64_t at = hash;; ++at) {
-      const int32_t occupant = atomicCAS(table + (at & table_mask), -1, static_cast<int32_t>(place));
-      if (occupant >= 0 && (hashes[occupant] & SPDNN_FEATURE_HASH_MASK) != hash) continue;
-      candidates[place] = occupant < 0 ? static_cast<int32_t>(place) : occupant;
-      break;
-    }
-  }
-}
-
-// Flags features that differ from their candidate, for all that the hash is the same.
-__global__ void __launch_bounds__(kThreads) compare_kernel(const float* source, int64_t width, Places places,
-                                                           const int32_t* candidates, uint8_t* flags, uint8_t differs) {
+    follow_kernel(const float* source, int64_t width, Places places, const __grid_constant__ FeatureClasses classes,
+                  uint8_t* flags, uint8_t differs) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const Slice slice = Slice::of_block(width);
   const int64_t count = places.size();
+  for (int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; k < classes.table_places;
+       k += static_cast<int64_t>(gridDim.x) * kThreads) {
+    classes.table[k] = -1;
+  }
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * 32; first < count;
        first += static_cast<int64_t>(gridDim.x) * 32) {
     const int64_t place = first + lane;
-    const int32_t candidate = place < count ? candidates[place] : -1;
-    if (candidate < 0 || candidate == place) continue;
-    const float* mine = source + tiled_offset(places.slot(place), 0, width);
-    const float* other = source + tiled_offset(places.slot(candidate), 0, width);
-    bool equal = true;
+    const int32_t candidate = place < count ? classes.candidates[place] : -1;
+    uint64_t differences = 0;
+    if (candidate >= 0 && candidate != place) {
+      const float* mine = source + tiled_offset(places.slot(place), 0, width);
+      const float* other = source + tiled_offset(places.slot(candidate), 0, width);
 #pragma unroll 4
-    for (int64_t neuron = slice.begin + warp; neuron < slice.end; neuron += kWarps) {
-      equal &= __float_as_uint(mine[neuron * kTile]) == __float_as_uint(other[neuron * kTile]);
+      for (int64_t neuron = warp; neuron < width; neuron += kWarps) {
+        differences += __float_as_uint(mine[neuron * kTile]) != __float_as_uint(other[neuron * kTile]);
+      }
     }
-    if (!equal) flags[place] = differs;
-  }
-}
-
-// Lets the features that equal their candidate follow it, and flags the others, which go on. Leaves hashes and table as
-// the next search is to find them.
-__global__ void __launch_bounds__(kThreads)
-    follow_kernel(Places places, const int32_t* candidates, FeatureClasses classes, uint8_t* flags, uint8_t differs) {
-  const int64_t count = places.size(), first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t k = first; k < classes.table_places; k += step) classes.table[k] = -1;
-  for (int64_t place = first; place < count; place += step) {
-    classes.hashes[place] = 0;
-    const int32_t candidate = candidates[place];
-    if (candidate == place) flags[place] = differs;
-    if (flags[place] == differs) continue;
+    differences = sum_over_warps(differences);
+    if (warp > 0 || place >= count) continue;
+    if (candidate == place || differences > 0) {
+      flags[place] = differs;
+      continue;
+    }
     const int32_t id = places.id(place), leader = places.id(candidate);
     classes.leader_of[id] = leader;
     atomicAdd(classes.members + leader, classes.members[id]);
@@ -134,11 +129,12 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // A warp for each feature. A leader may have come to follow another one later.
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kExpandThreads)
     expand_kernel(const int32_t* leader_of, int64_t features, bool* alive, float* activations, int64_t outputs) {
   const int lane = threadIdx.x % 32;
-  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / 32;
-  for (int64_t feature = first; feature < features; feature += static_cast<int64_t>(gridDim.x) * kWarps) {
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kExpandThreads + threadIdx.x) / 32;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * (kExpandThreads / 32);
+  for (int64_t feature = first; feature < features; feature += step) {
     int64_t leader = leader_of[feature];
     if (leader == feature) continue;
     for (int64_t next; (next = leader_of[leader]) != leader;) leader = next;
@@ -150,8 +146,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-unsigned blocks_for(int64_t items, int64_t items_of_block) {
-  return static_cast<unsigned>(std::clamp<int64_t>((items + items_of_block - 1) / items_of_block, 1, kMostBlocks));
+unsigned blocks_for(int64_t items, int64_t items_of_block, int64_t most) {
+  return static_cast<unsigned>(std::clamp<int64_t>((items + items_of_block - 1) / items_of_block, 1, most));
 }
 
 }  // namespace
@@ -163,27 +159,19 @@ int64_t table_places(int64_t features) {
 }
 
 cudaError_t launch_equal_features(const EqualStep& step, cudaStream_t stream) {
-  const FeatureClasses& classes = step.classes;
   const Places places = places_of(step);
-  const int64_t features = step.activity.features;
-  const dim3 slices(blocks_for(features, 32), static_cast<unsigned>((step.width + kSliceNeurons - 1) / kSliceNeurons));
-  const unsigned blocks = blocks_for(features, kThreads);
-  if (step.width > 0) hash_kernel<<<slices, kThreads, 0, stream>>>(step.source, step.width, places, classes.hashes);
-  enter_kernel<<<blocks, kThreads, 0, stream>>>(places, classes.hashes, classes.table,
-                                                static_cast<uint64_t>(classes.table_places - 1), classes.candidates);
-  if (step.width > 0) {
-    compare_kernel<<<slices, kThreads, 0, stream>>>(step.source, step.width, places, classes.candidates, step.flags,
-                                                    step.activity.flag);
-  }
-  follow_kernel<<<blocks, kThreads, 0, stream>>>(places, classes.candidates, classes, step.flags, step.activity.flag);
+  const unsigned blocks = blocks_for(step.activity.features, 32, kMostBlocks);
+  candidates_kernel<<<blocks, kThreads, 0, stream>>>(step.source, step.width, places, step.classes);
+  follow_kernel<<<blocks, kThreads, 0, stream>>>(step.source, step.width, places, step.classes, step.flags,
+                                                 step.activity.flag);
   if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
   return launch_activity(step.activity, stream);
 }
 
 cudaError_t launch_expand(const FeatureClasses& classes, int64_t features, bool* alive, float* activations,
                           int64_t outputs, cudaStream_t stream) {
-  expand_kernel<<<blocks_for(features, kWarps), kThreads, 0, stream>>>(classes.leader_of, features, alive, activations,
-                                                                       outputs);
+  const unsigned blocks = blocks_for(features, kExpandThreads / 32, kMostExpandBlocks);
+  expand_kernel<<<blocks, kExpandThreads, 0, stream>>>(classes.leader_of, features, alive, activations, outputs);
   return cudaGetLastError();
 }
 

@@ -12,7 +12,7 @@ namespace spdnn::cuda {
 
 // What is known of the classes. Arrays of the workspace, of one entry a feature if nothing else is said.
 struct FeatureClasses {
-  uint64_t* hashes;      // of each place in the list of features in work; 0 between searches
+  uint64_t* hashes;      // of each place in the list of features in work
   int32_t* candidates;   // of each place: that of the first feature found with the same hash, perhaps itself
   int32_t* table;        // places by their hash, -1 where free; so all of it between searches
   int64_t table_places;  // a power of two, at least twice the features

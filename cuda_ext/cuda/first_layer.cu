@@ -117,12 +117,12 @@ __device__ __forceinline__ void dispatch(const PlanRun& run, const Body& body) {
 }
 
 template <bool kLone>
-constexpr int kThreads = kLone ? 512 : 256;
+constexpr int kThreads = kLone ? 320 : 256;
 
 // A block for the features of a tile. Threads take units of outputs in turn, through all runs, so that all have work
 // where runs are short.
 template <bool kLone>
-__global__ void __launch_bounds__(kThreads<kLone>, 2)
+__global__ void __launch_bounds__(kThreads<kLone>, kLone ? 3 : 2)
     first_layer_kernel(const __grid_constant__ LayerStep step, const __grid_constant__ InputFeatures input,
                        const __grid_constant__ PlanLayer layer, const PlanRun* runs, int bits) {
   extern __shared__ __align__(16) uint32_t words[];

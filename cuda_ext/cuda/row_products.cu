@@ -297,11 +297,6 @@ constexpr int64_t kMostBlocksY = 65535;
 
 int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
 
-template <typename Kernel>
-cudaError_t allow_shared(Kernel kernel, int64_t bytes) {
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-}
-
 }  // namespace
 
 cudaError_t launch_product(const Product& product, cudaStream_t stream) {
@@ -324,9 +319,7 @@ cudaError_t launch_product(const Product& product, cudaStream_t stream) {
     const int64_t bytes = (rows.in_width + 1) * Features::bytes_of_neuron();
     const auto kernel = product_kernel<Features>;
     int64_t resident_blocks = 0;
-    cudaError_t error = allow_shared(kernel, bytes);
-    if (error != cudaSuccess) return error;
-    error = resident_block_count(kernel, kProductThreads, bytes, &resident_blocks);
+    const cudaError_t error = resident_block_count(kernel, kProductThreads, bytes, &resident_blocks);
     if (error != cudaSuccess) return error;
     const double edges_of_neuron = static_cast<double>(rows.edges) / static_cast<double>(rows.in_width + 1);
     const int64_t parts =
@@ -529,7 +522,9 @@ cudaError_t launch_sampled(const Sampled& sampled, cudaStream_t stream) {
           std::min(shared_bytes / Features::bytes_of_neuron() - rows.in_width - 1, rows.out_width);
       const int64_t bytes = (rows.in_width + 1 + staged_rows) * Features::bytes_of_neuron() + kEndsBytes;
       const auto kernel = sampled_kernel<Features>;
-      if (const cudaError_t refused = allow_shared(kernel, bytes); refused != cudaSuccess) return refused;
+      int64_t resident_blocks = 0;  // asked for, as that lets the kernel have the memory
+      const cudaError_t refused = resident_block_count(kernel, kSampledThreads, bytes, &resident_blocks);
+      if (refused != cudaSuccess) return refused;
       const dim3 grid(static_cast<unsigned>(divide_up(rows.edges, kEdgesOfBlock)), static_cast<unsigned>(parts));
       kernel<<<grid, kSampledThreads, static_cast<size_t>(bytes), stream>>>(sampled, row_of_edge, staged_rows);
       return cudaGetLastError();

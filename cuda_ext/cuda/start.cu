@@ -18,7 +18,6 @@ __global__ void __launch_bounds__(kThreads) start_kernel(const __grid_constant__
       if (classes.table_places > 0) {
         classes.leader_of[k] = static_cast<int32_t>(k);
         classes.members[k] = 1;
-        classes.hashes[k] = 0;
       }
     }
     if (k < classes.table_places) classes.table[k] = -1;

@@ -127,6 +127,11 @@ template <typename T>
 T __ldg(const T* address) {
   return *address;
 }
+template <typename T>
+T __ldcg(const T* address) {
+  return __ldg(address);
+}
+inline void __threadfence() {}
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 inline uint32_t __vcmpeq4(uint32_t a, uint32_t b) {
   uint32_t equal = 0;
