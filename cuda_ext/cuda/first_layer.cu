@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <type_traits>
+
 #include "accumulate.cuh"
 #include "first_layer.h"
 #include "tiles.cuh"
@@ -8,20 +11,22 @@ namespace {
 constexpr int kVector = 4;    // features of a thread: a byte each in a word
 constexpr int kChunk = 16;    // neurons that a thread brings of a row at a time
 constexpr int kMostBits = 5;  // of the words of a neuron: 128 features
-constexpr int kRowBits = 4;  // of the rows that a warp reads at a time, in fours: so it reads 32 bytes of each, or more
+constexpr int kRowBits =
+    2;  // of the rows that a warp reads at a time, in fours: so it reads 128 bytes of each, or more
 
-// The features of a block in shared memory: [neuron][four features]. After each chunk of neurons room is left for one
-// more: the threads of a warp, which bring different chunks, then store into different banks.
+// The features of a block in shared memory: [neuron][four features]. Between chunks of neurons as many words are left
+// free as a warp stores of each at a time: so it stores into all banks.
 struct ByteTile {
   uint32_t* words;
   int bits;  // a neuron has a power of two of words
 
   __host__ __device__ static int chunks(int64_t inputs) { return static_cast<int>((inputs + kChunk - 1) / kChunk); }
   static int64_t bytes(int64_t inputs, int bits) {
-    return (int64_t{chunks(inputs)} * (kChunk + 1) << bits) * static_cast<int64_t>(sizeof(uint32_t));
+    const int64_t words_of_chunk = (kChunk << bits) + (1 << std::min(bits, kRowBits));
+    return chunks(inputs) * words_of_chunk * static_cast<int64_t>(sizeof(uint32_t));
   }
   __device__ uint32_t* at(uint32_t neuron, int word) const {
-    return words + ((neuron + neuron / kChunk) << bits) + word;
+    return words + (neuron << bits) + (neuron / kChunk << min(bits, kRowBits)) + word;
   }
 };
 
@@ -85,6 +90,36 @@ struct Bytes {
   }
 };
 
+// The sums of an output by itself whose edges have one weight: that times the sum of the inputs, which are whole
+// numbers, two to a word, and so is their sum.
+__device__ __forceinline__ void add_up(const PlanRun& run, const Unit& unit, const GlobalWords& words,
+                                       const Bytes& load, float (&sums)[1][kVector]) {
+  constexpr int kEdgesOfHalfWord = 256;  // whose sum it holds
+  const int chunks = static_cast<int>(run.edges) / kEdgeChunk;
+  const auto indices = words.at<uint2>(run.index_offset);
+  int64_t position = static_cast<int64_t>(unit.slice) * chunks + unit.lane;
+  float totals[kVector] = {};
+  for (int chunk = 0; chunk < chunks;) {
+    const int end = min(chunk + kEdgesOfHalfWord / kEdgeChunk, chunks);
+    uint32_t even = 0, odd = 0;
+#pragma unroll 4
+    for (; chunk < end; ++chunk, position += unit.width) {
+      const uint2 four = indices[position];
+#pragma unroll
+      for (int edge = 0; edge < kEdgeChunk; ++edge) {
+        const uint32_t bytes = *load.column.at(index_of(four, edge), 0);
+        even += bytes & 0x00FF00FFu;
+        odd += __byte_perm(bytes, 0, 0x4341);
+      }
+    }
+    totals[0] += static_cast<float>(even & 0xFFFFu), totals[1] += static_cast<float>(odd & 0xFFFFu);
+    totals[2] += static_cast<float>(even >> 16), totals[3] += static_cast<float>(odd >> 16);
+  }
+  const float weight = static_cast<float>(run.value) * load.per_unit;
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) sums[0][v] = fmaf(totals[v], weight, sums[0][v]);
+}
+
 // Returns a bit for each of the thread's features that some output leaves active.
 template <int kOutputs, bool kStored>
 __device__ __forceinline__ uint32_t compute_unit(const LayerStep& step, const PlanLayer& layer, const PlanRun& run,
@@ -92,7 +127,11 @@ __device__ __forceinline__ uint32_t compute_unit(const LayerStep& step, const Pl
   const GlobalWords words{step.words};
   float sums[kOutputs][kVector];
   start_with_bias(layer, run, unit, words, step.scale, sums);
-  accumulate<kOutputs, kVector, kStored, kOutputs == 1, uint16_t>(run, unit, words, load, sums);
+  if constexpr (kOutputs == 1 && !kStored) {
+    add_up(run, unit, words, load, sums);
+  } else {
+    accumulate<kOutputs, kVector, kStored, kOutputs == 1, uint16_t>(run, unit, words, load, sums);
+  }
   const uint32_t active = clip_all(sums, step.bounds);
   float* target = step.target + tiled_offset(slot, unit.first_slot(run), layer.outputs);
 #pragma unroll
@@ -117,12 +156,12 @@ __device__ __forceinline__ void dispatch(const PlanRun& run, const Body& body) {
 }
 
 template <bool kLone>
-constexpr int kThreads = kLone ? 320 : 256;
+constexpr int kThreads = kLone ? 512 : 256;
 
 // A block for the features of a tile. Threads take units of outputs in turn, through all runs, so that all have work
 // where runs are short.
 template <bool kLone>
-__global__ void __launch_bounds__(kThreads<kLone>, kLone ? 3 : 2)
+__global__ void __launch_bounds__(kThreads<kLone>, 2)
     first_layer_kernel(const __grid_constant__ LayerStep step, const __grid_constant__ InputFeatures input,
                        const __grid_constant__ PlanLayer layer, const PlanRun* runs, int bits) {
   extern __shared__ __align__(16) uint32_t words[];
