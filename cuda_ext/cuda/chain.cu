@@ -21,6 +21,7 @@ constexpr int kPart = 8;              // portions that a warp asks for at a time
 constexpr int kPortions = 3 * kPart;  // for which it has room: those in work, the next, and those on their way
 constexpr int kAhead = 4;             // chunks on their way to a lane
 constexpr int kActiveWords = 4;       // of as many layers
+constexpr int kLooks = 8;             // layers after which a block looks whether its features are dead
 
 // The edges of some outputs that lie side by side, with a lane for each, or a few: what a warp adds up at a time.
 struct alignas(16) Portion {

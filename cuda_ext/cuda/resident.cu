@@ -190,6 +190,108 @@ __device__ __forceinline__ void add_bias(const LayerView& view, const PlanRun& r
   }
 }
 
+// One layer, in place: units of kOutputs outputs with the same inputs; without kStored one weight serves all edges of a
+// run. Returns a bit for each of the block's features that some output of the thread makes active.
+template <int kVector, int kOutputs, bool kStored>
+__device__ __forceinline__ uint32_t compute_layer(const LayerView& view, const Scale& scale,
+                                                  const Activations<kVector>& activations) {
+  constexpr int kMost = Sums<kVector>::kOutputs, kParts = kMost / kOutputs;
+  const int lane_bits = activations.columns.count_bits - kVectorBits<kVector>;  // of the lanes that share a unit
+  const int column = (threadIdx.x & ((1 << lane_bits) - 1)) * kVector;
+  const int first = threadIdx.x >> lane_bits, step = blockDim.x >> lane_bits;
+  const FeatureColumn<kVector> features(activations.at(0, column), activations.columns);
+  Sums<kVector> sums;
+  const Bounds bounds = scale.bounds(view.layer());
+  uint32_t active = 0;
+  UnitCursor<kOutputs> cursor(view, first, step);
+#pragma unroll 1
+  for (int part = 0; part < kParts; ++part) {
+    sums.template make_room<kOutputs>();
+    cursor.next([&](const PlanRun& run, const Unit& unit) {
+      float (&newest)[kOutputs][kVector] = reinterpret_cast<float (&)[kOutputs][kVector]>(sums.values[0]);
+      add_bias(view, run, unit, scale, newest);
+      add_edges<kVector, kOutputs, kStored>(view, run, unit, features, newest);
+      active |= clip_all(newest, bounds);
+    });
+  }
+  __syncthreads();  // past it nobody reads the layer's inputs
+  UnitCursor<kOutputs> again(view, first, step);
+#pragma unroll 1
+  for (int part = 0; part < kParts; ++part) {
+    again.next([&](const PlanRun& run, const Unit& unit) {
+      const int slot = unit.first_slot(run);
+#pragma unroll
+      for (int r = 0; r < kOutputs; ++r) {
+        activations.set_vector(slot + r * unit.width, column, sums.values[kMost - kOutputs + r]);
+      }
+    });
+    sums.template make_room<kOutputs>();
+  }
+  return active << column;
+}
+
+// So many that all blocks have work, and `tile` at most: few features are spread over all multiprocessors.
+__device__ inline Columns share_of_block(int64_t count, int fewest, int tile) {
+  const int64_t share = (count + gridDim.x - 1) / gridDim.x;
+  Columns columns{0};
+  while (columns.count() < fewest || (columns.count() < share && columns.count() < tile)) ++columns.count_bits;
+  return columns;
+}
+
+template <int kVector, int kOutputs, bool kStored>
+__global__ void __launch_bounds__(kMostThreads, 1)
+    resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
+  extern __shared__ __align__(16) char memory[];
+  __shared__ BlockState state;
+  Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + Activations<kVector>::bytes(step.max_width, tile)));
+  const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
+  const int64_t count = step.count ? *step.count : step.features;
+  const Columns columns = share_of_block(count, kVector, tile);
+  const Activations<kVector> activations(reinterpret_cast<float*>(memory), columns);
+  for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
+       first += static_cast<int64_t>(gridDim.x) * columns.count()) {
+    const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);
+    const uint32_t used = present == kMostFeatures ? 0xFFFFFFFFu : (1u << present) - 1;
+    int32_t members = threadIdx.x < present;  // that the feature of this thread's number stands for
+    if (members && step.members) members = step.members[id_of(step, first + threadIdx.x)];
+    if (threadIdx.x < kStagedLayers) state.active_words[threadIdx.x] = 0;
+    staging.begin();
+    load_features(step, first, count, layers[step.first_layer].inputs, columns, activations);
+    staging.wait();
+    __syncthreads();
+    uint32_t active = 0;
+    int64_t width = 0;
+    bool prunable = false;
+    for (int l = step.first_layer; l < step.end_layer; ++l) {
+      staging.advance(l);
+      const StagedLayer& record = staging.record(l);
+      uint32_t mine = compute_layer<kVector, kOutputs, kStored>(staging.view(l), step.scale, activations);
+      uint32_t* word = &state.active_words[l % kStagedLayers];
+      mine = __reduce_or_sync(0xFFFFFFFFu, mine);
+      if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
+      // Read by all before the barrier that ended the last layer, and written again in the next but one.
+      if (threadIdx.x == 0) state.active_words[(l + 2) % kStagedLayers] = 0;
+      width = record.layer.outputs;  // read here: past the barrier another thread may stage over the record
+      prunable = record.layer.prunable;
+      staging.wait();
+      __syncthreads();
+      active = *word & used;
+      if (threadIdx.x < 32 && step.active && active) {
+        const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> threadIdx.x & 1u ? members : 0);
+        if (threadIdx.x == 0) atomicAdd(step.active + l, sum);
+      }
+      if (!active && prunable) break;
+    }
+    if (!step.target) {
+      store_results(step, first, active, columns, activations);
+    } else if (const uint32_t kept = prunable ? active : used) {
+      store_tile(step, first, width, kept, columns, activations);
+    }
+    staging.end();
+    __syncthreads();
+  }
+}
+
 // What the layers of a launch have in common.
 struct Kind {
   int outputs = kMostOutputs;  // of a unit: 1, 4 or 16
@@ -213,124 +315,6 @@ struct Kind {
     if (stored) outputs = std::min(outputs, 4);
   }
 };
-
-// A layer: units of kOutputs outputs with the same inputs; without kStored one weight serves all edges of a run. Where
-// `in` and `out` are the same, sums wait in registers until all have read. Returns a bit for each of the block's
-// features that some output of the thread makes active.
-template <int kVector, int kOutputs, bool kStored>
-__device__ __forceinline__ uint32_t compute_layer(const LayerView& view, const Scale& scale,
-                                                  const Activations<kVector>& in, const Activations<kVector>& out) {
-  constexpr int kMost = Sums<kVector>::kOutputs, kParts = kMost / kOutputs;
-  const bool in_place = kOutputs < Kind::kMostOutputs || in.data == out.data;
-  const int lane_bits = in.columns.count_bits - kVectorBits<kVector>;  // of the lanes that share a unit
-  const int column = (threadIdx.x & ((1 << lane_bits) - 1)) * kVector;
-  const int first = threadIdx.x >> lane_bits, step = blockDim.x >> lane_bits;
-  const FeatureColumn<kVector> features(in.at(0, column), in.columns);
-  const auto store = [&](const PlanRun& run, const Unit& unit, const float (*values)[kVector]) {
-    const int slot = unit.first_slot(run);
-#pragma unroll
-    for (int r = 0; r < kOutputs; ++r) out.set_vector(slot + r * unit.width, column, values[r]);
-  };
-  Sums<kVector> sums;
-  const Bounds bounds = scale.bounds(view.layer());
-  uint32_t active = 0;
-  UnitCursor<kOutputs> cursor(view, first, step);
-#pragma unroll 1
-  for (int part = 0; part < kParts; ++part) {
-    sums.template make_room<kOutputs>();
-    cursor.next([&](const PlanRun& run, const Unit& unit) {
-      float (&newest)[kOutputs][kVector] = reinterpret_cast<float (&)[kOutputs][kVector]>(sums.values[0]);
-      add_bias(view, run, unit, scale, newest);
-      add_edges<kVector, kOutputs, kStored>(view, run, unit, features, newest);
-      active |= clip_all(newest, bounds);
-      if (!in_place) store(run, unit, newest);
-    });
-  }
-  if (!in_place) return active << column;
-  __syncthreads();  // past it nobody reads the layer's inputs
-  UnitCursor<kOutputs> again(view, first, step);
-#pragma unroll 1
-  for (int part = 0; part < kParts; ++part) {
-    again.next([&](const PlanRun& run, const Unit& unit) { store(run, unit, sums.values + (kMost - kOutputs)); });
-    sums.template make_room<kOutputs>();
-  }
-  return active << column;
-}
-
-// So many that all blocks have work, and `tile` at most: few features are spread over all multiprocessors.
-__device__ inline Columns share_of_block(int64_t count, int fewest, int tile) {
-  const int64_t share = (count + gridDim.x - 1) / gridDim.x;
-  Columns columns{0};
-  while (columns.count() < fewest || (columns.count() < share && columns.count() < tile)) ++columns.count_bits;
-  return columns;
-}
-
-template <int kVector, int kOutputs, bool kStored>
-__global__ void __launch_bounds__(kMostThreads, 1)
-    resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
-  extern __shared__ __align__(16) char memory[];
-  __shared__ BlockState state;
-  Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + Activations<kVector>::bytes(step.max_width, tile)));
-  const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
-  const int64_t count = step.count ? *step.count : step.features;
-  const Columns columns = share_of_block(count, kVector, tile);
-  // A block that has few features holds them twice: outputs then need not wait for each other's inputs. Units of few
-  // outputs have no registers for that.
-  const bool in_place = kOutputs < Kind::kMostOutputs || 2 * columns.count() > tile;
-  const auto buffer = [&](int l) {
-    float* const data = reinterpret_cast<float*>(memory);
-    const bool first = in_place || (l - step.first_layer) % 2 == 0;
-    return Activations<kVector>(first ? data : data + (step.max_width << columns.count_bits), columns);
-  };
-  for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
-       first += static_cast<int64_t>(gridDim.x) * columns.count()) {
-    const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);
-    const uint32_t used = present == kMostFeatures ? 0xFFFFFFFFu : (1u << present) - 1;
-    int32_t members = threadIdx.x < present;  // that the feature of this thread's number stands for
-    if (members && step.members) members = step.members[id_of(step, first + threadIdx.x)];
-    if (threadIdx.x < kStagedLayers) state.active_words[threadIdx.x] = 0;
-    staging.begin();
-    load_features(step, first, count, layers[step.first_layer].inputs, columns, buffer(step.first_layer));
-    staging.wait();
-    __syncthreads();
-    uint32_t active = 0;
-    int64_t width = 0;
-    bool prunable = false;
-    int l = step.first_layer;
-    while (l < step.end_layer) {
-      staging.advance(l);
-      const StagedLayer& record = staging.record(l);
-      uint32_t mine = compute_layer<kVector, kOutputs, kStored>(staging.view(l), step.scale, buffer(l), buffer(l + 1));
-      uint32_t* word = &state.active_words[l % kStagedLayers];
-      const bool looks = in_place || step.active || l + 1 == step.end_layer || l % kLooks == 0;
-      if (looks) {
-        mine = __reduce_or_sync(0xFFFFFFFFu, mine);
-        if (threadIdx.x % 32 == 0 && mine) atomicOr(word, mine);
-      }
-      // Read by all before the barrier that ended the last layer, and written again in the next but one.
-      if (threadIdx.x == 0) state.active_words[(l + 2) % kStagedLayers] = 0;
-      width = record.layer.outputs;  // read here: past the barrier another thread may stage over the record
-      prunable = record.layer.prunable;
-      staging.wait();
-      __syncthreads();
-      ++l;
-      if (!looks) continue;
-      active = *word & used;
-      if (threadIdx.x < 32 && step.active && active) {
-        const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> threadIdx.x & 1u ? members : 0);
-        if (threadIdx.x == 0) atomicAdd(step.active + l - 1, sum);
-      }
-      if (!active && prunable) break;
-    }
-    if (!step.target) {
-      store_results(step, first, active, columns, buffer(l));
-    } else if (const uint32_t kept = prunable ? active : used) {
-      store_tile(step, first, width, kept, columns, buffer(l));
-    }
-    staging.end();
-    __syncthreads();
-  }
-}
 
 // How a block holds the features of a launch.
 struct Choice {

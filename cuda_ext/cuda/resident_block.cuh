@@ -15,7 +15,6 @@ inline constexpr int64_t kSharedStatic = 4096;  // of the kernel
 inline constexpr int kMostFeatures = 32;        // of a block: a bit each in a word
 inline constexpr int kMostThreads = 512;        // 128 registers each
 
-inline constexpr int kLooks = 8;         // layers after which a block of few features looks whether they are dead
 inline constexpr int kStagedLayers = 4;  // one that is computed, and those on their way into shared memory
 inline constexpr int kStagedRuns = 4;    // run records of a layer that are brought along
 inline constexpr int kLayerFields = sizeof(PlanLayer) / sizeof(int64_t);

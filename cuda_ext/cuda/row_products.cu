@@ -338,25 +338,37 @@ namespace {
 
 constexpr int kMaskThreads = 256;
 
+constexpr int kMaskWords = 4;  // that a warp makes at a time
+
 __global__ void __launch_bounds__(kMaskThreads) store_mask_kernel(const __grid_constant__ StoreMask step) {
-  const int64_t words = (step.width + 31) / 32, warps = static_cast<int64_t>(gridDim.x) * (kMaskThreads / 32);
+  const int64_t words = (step.width + 31) / 32, parts = (words + kMaskWords - 1) / kMaskWords,
+                warps = static_cast<int64_t>(gridDim.x) * (kMaskThreads / 32);
   const int lane = threadIdx.x % 32;
   for (int64_t item = (static_cast<int64_t>(blockIdx.x) * kMaskThreads + threadIdx.x) / 32;
-       item < step.features * words; item += warps) {
-    const int64_t feature = item / words, word = item % words, neuron = word * 32 + lane;
-    const float y = neuron < step.width ? step.activations[feature * step.width + neuron] : step.lower;
-    const uint32_t bit = y > step.lower && y < step.upper ? 1u << lane : 0u;
-    const uint32_t bits = __reduce_or_sync(0xFFFFFFFFu, neuron < step.width ? bit : 0u);
-    if (lane == 0) step.mask.words[feature * step.mask.stride + word] = bits;
+       item < step.features * parts; item += warps) {
+    const int64_t feature = item / parts, first_word = item % parts * kMaskWords;
+    uint32_t inside[kMaskWords];
+#pragma unroll
+    for (int k = 0; k < kMaskWords; ++k) {
+      const int64_t neuron = (first_word + k) * 32 + lane;
+      const float y = neuron < step.width ? step.activations[feature * step.width + neuron] : step.lower;
+      inside[k] = __ballot_sync(0xFFFFFFFFu, y > step.lower && y < step.upper);
+    }
+#pragma unroll
+    for (int k = 0; k < kMaskWords; ++k) {
+      if (lane == k && first_word + k < words) {
+        step.mask.words[feature * step.mask.stride + first_word + k] = inside[k];
+      }
+    }
   }
 }
 
 }  // namespace
 
 cudaError_t launch_store_mask(const StoreMask& step, cudaStream_t stream) {
-  const int64_t words = step.features * divide_up(step.width, 32);
-  if (words == 0) return cudaSuccess;
-  const int64_t blocks = std::min<int64_t>(divide_up(words, kMaskThreads / 32), 1 << 20);
+  const int64_t parts = step.features * divide_up(step.width, 32 * kMaskWords);
+  if (parts == 0) return cudaSuccess;
+  const int64_t blocks = std::min<int64_t>(divide_up(parts, kMaskThreads / 32), 1 << 20);
   store_mask_kernel<<<static_cast<unsigned>(blocks), kMaskThreads, 0, stream>>>(step);
   return cudaGetLastError();
 }
