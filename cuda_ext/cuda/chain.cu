@@ -4,6 +4,7 @@
 #include "chain.h"
 #include "intrinsics.cuh"
 #include "launch.h"
+#include "narrow.h"
 #include "resident_block.cuh"
 #include "tiles.cuh"
 
@@ -430,10 +431,11 @@ Room room_for(const MostPortions& most, int64_t width, int most_features, const 
 }
 
 // The two launches of a step: `few` spreads few features over all multiprocessors; from `limit` on `many` of them share
-// what a block reads of the plan.
+// what a block reads of the plan, if the layers are not so narrow that there is something better.
 struct Rooms {
   Room few, many;
   int layers;
+  bool narrow;
   int64_t limit = 0;
 
   Rooms(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits)
@@ -441,9 +443,11 @@ struct Rooms {
         limit(int64_t{kBlocksOfFew} * kFew * limits.multiprocessors) {
     const MostPortions most(plan, first_layer, end_layer);
     const int64_t width = widest(plan, first_layer, end_layer);
+    narrow = is_narrow(width, limits);
     few = room_for(most, width, kFew, limits);
-    many = room_for(most, width, kMany, limits);
     few.spread = limits.multiprocessors;
+    if (narrow) return;
+    many = room_for(most, width, kMany, limits);
     if (many.features <= kFew) limit = INT64_MAX;
   }
 
@@ -453,7 +457,7 @@ struct Rooms {
   Portion* place(Portion* portions, int64_t features) {
     few.deal.portions = portions;
     portions += few.deal.count(layers);
-    if (!has_many(features)) return portions;
+    if (narrow || !has_many(features)) return portions;
     many.deal.portions = portions;
     return portions + many.deal.count(layers);
   }
@@ -522,7 +526,7 @@ cudaError_t launch_deals(const uint32_t* words, const PlanView& plan, const Scal
     portions = rooms.place(portions, features);
     deals.of[deals.count++] = {chain.first_layer, rooms.layers, rooms.few.deal, rooms.many.deal};
     all_layers += rooms.layers;
-    if (rooms.has_many(features)) kinds = 2;
+    if (rooms.many.deal.portions) kinds = 2;
     if (deals.count < kMostDeals && c + 1 < chains.size()) continue;
     deal_kernel<<<dim3(static_cast<unsigned>(all_layers), kinds), 128, 0, stream>>>(deals);
     if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
@@ -538,7 +542,8 @@ cudaError_t launch_chain(const ResidentStep& step, const PlanView& plan, void* p
   rooms.place(static_cast<Portion*>(portions), step.features);
   const cudaError_t error = launch(step, rooms.few, 0, rooms.limit, stream);
   if (error != cudaSuccess || !rooms.has_many(step.features)) return error;
-  return launch(step, rooms.many, rooms.limit, INT64_MAX, stream);
+  return rooms.narrow ? launch_narrow(step, rooms.limit, stream)
+                      : launch(step, rooms.many, rooms.limit, INT64_MAX, stream);
 }
 
 }  // namespace spdnn::cuda

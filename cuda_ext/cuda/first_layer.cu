@@ -142,26 +142,32 @@ __device__ __forceinline__ uint32_t compute_unit(const LayerStep& step, const Pl
   return active;
 }
 
-// Calls body(outputs of a unit, whether weights are stored), both constants. kLone: each output is laid out alone.
-template <bool kLone, typename Body>
+// What a layer's runs are: outputs by themselves with one weight for all edges of a run, or any.
+enum class Runs { kSums, kAny };
+
+// Calls body(outputs of a unit, whether weights are stored), both constants.
+template <Runs kRuns, typename Body>
 __device__ __forceinline__ void dispatch(const PlanRun& run, const Body& body) {
-  const auto with = [&](auto stored) {
-    if constexpr (kLone) {
-      body(std::integral_constant<int, 1>{}, stored);
-    } else {
+  if constexpr (kRuns == Runs::kSums) {
+    body(std::integral_constant<int, 1>{}, std::false_type{});
+  } else {
+    const auto with = [&](auto stored) {
       dispatch_outputs<stored.value>(run.group_outputs, [&](auto outputs) { body(outputs, stored); });
-    }
-  };
-  run.value_offset >= 0 ? with(std::true_type{}) : with(std::false_type{});
+    };
+    run.value_offset >= 0 ? with(std::true_type{}) : with(std::false_type{});
+  }
 }
 
-template <bool kLone>
-constexpr int kThreads = kLone ? 512 : 256;
+// Sums take few registers: there are more threads, which wait for memory by turns.
+template <Runs kRuns>
+constexpr int kThreads = kRuns == Runs::kSums ? 384 : 256;
+template <Runs kRuns>
+constexpr int kBlocks = kRuns == Runs::kSums ? 3 : 2;
 
 // A block for the features of a tile. Threads take units of outputs in turn, through all runs, so that all have work
 // where runs are short.
-template <bool kLone>
-__global__ void __launch_bounds__(kThreads<kLone>, 2)
+template <Runs kRuns>
+__global__ void __launch_bounds__(kThreads<kRuns>, kBlocks<kRuns>)
     first_layer_kernel(const __grid_constant__ LayerStep step, const __grid_constant__ InputFeatures input,
                        const __grid_constant__ PlanLayer layer, const PlanRun* runs, int bits) {
   extern __shared__ __align__(16) uint32_t words[];
@@ -176,10 +182,10 @@ __global__ void __launch_bounds__(kThreads<kLone>, 2)
   int number = threadIdx.x >> bits, first_unit = 0;
   for (int64_t r = 0; r < layer.runs; ++r) {
     const PlanRun run = runs[r];
-    dispatch<kLone>(run, [&](auto outputs, auto stored) {
+    dispatch<kRuns>(run, [&](auto outputs, auto stored) {
       constexpr int kOutputs = outputs.value;
       const int groups = static_cast<int>(run.groups), end = first_unit + groups * run.group_outputs / kOutputs;
-      for (; number < end; number += kThreads<kLone> >> bits) {
+      for (; number < end; number += kThreads<kRuns> >> bits) {
         const Unit unit = Unit::at(number - first_unit, groups, kOutputs);
         active |= compute_unit<kOutputs, stored.value>(step, layer, run, unit, load, slot);
       }
@@ -201,16 +207,16 @@ int bits_for(const PlanLayer& layer, const DeviceLimits& limits) {
   return ByteTile::bytes(layer.inputs, 0) <= limits.block_shared_bytes ? 0 : -1;
 }
 
-template <bool kLone>
+template <Runs kRuns>
 cudaError_t launch(const LayerStep& step, const InputFeatures& input, const PlanLayer& layer, const PlanRun* runs,
                    int bits, cudaStream_t stream) {
-  const auto kernel = first_layer_kernel<kLone>;
+  const auto kernel = first_layer_kernel<kRuns>;
   const int64_t shared = ByteTile::bytes(layer.inputs, bits), features_of_block = int64_t{kVector} << bits;
   int64_t resident_blocks = 0;  // asked for, as that lets the kernel have the memory
-  const cudaError_t error = resident_block_count(kernel, kThreads<kLone>, shared, &resident_blocks);
+  const cudaError_t error = resident_block_count(kernel, kThreads<kRuns>, shared, &resident_blocks);
   if (error != cudaSuccess) return error;
   const auto blocks = static_cast<unsigned>((step.features + features_of_block - 1) / features_of_block);
-  kernel<<<blocks, kThreads<kLone>, static_cast<size_t>(shared), stream>>>(step, input, layer, runs, bits);
+  kernel<<<blocks, kThreads<kRuns>, static_cast<size_t>(shared), stream>>>(step, input, layer, runs, bits);
   return cudaGetLastError();
 }
 
@@ -225,9 +231,12 @@ cudaError_t launch_first_layer(const LayerStep& step, const InputFeatures& input
   DeviceLimits limits;
   if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
   const PlanLayer& layer = plan.layers[0];
-  bool lone = true;
-  for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) lone &= plan.runs[r].group_outputs == 1;
-  return (lone ? launch<true> : launch<false>)(step, input, layer, runs, bits_for(layer, limits), stream);
+  bool sums = true;
+  for (int64_t r = layer.first_run; r < layer.first_run + layer.runs; ++r) {
+    sums &= plan.runs[r].group_outputs == 1 && plan.runs[r].value_offset < 0;
+  }
+  const auto launch_it = sums ? launch<Runs::kSums> : launch<Runs::kAny>;
+  return launch_it(step, input, layer, runs, bits_for(layer, limits), stream);
 }
 
 }  // namespace spdnn::cuda

@@ -131,6 +131,36 @@ def test_every_tile_boundary(family: planner.Kernel, count: int, form: str) -> N
 
 
 @pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("width", [60, 300, 1000])
+@pytest.mark.parametrize("one_value", [False, True])
+def test_chains_of_many_features(width: int, one_value: bool) -> None:
+    """More than the launch for few features takes: of narrow layers, and of wider ones."""
+    network = random_network(
+        9, [width, 70, width, 20], density=0.1, activation=Clip(-1, 2), bias="vector", one_value=one_value
+    )
+    y0 = np.random.default_rng(width).random((2500, width), np.float32)
+    plan = build_plan(network, kernel="chain")
+    expected = dense_reference(network, y0)
+    first = np.asarray(infer(plan, y0))
+    assert_close(first, expected)
+    for _ in range(20):
+        np.testing.assert_array_equal(infer(plan, y0), first)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("form", ["uint8", "packed"])
+@pytest.mark.parametrize("width", [1000, 4100, 20000])
+@pytest.mark.parametrize("outputs", [1, 4, 16])
+def test_a_first_layer_of_wide_rows(width: int, form: str, outputs: int) -> None:
+    """128 to 4 of them in a block, of which there are some; rows of more than 256 edges."""
+    network = random_network(3, [width, 64, 20], density=0.1, grouped=outputs, one_value=outputs == 1, cap=None)
+    plain = np.random.default_rng(0).integers(0, 256, (301, width), np.uint8)
+    y0 = pack_bits(plain > 200) if form == "packed" else plain
+    plan = build_plan(network, kernel="grouped")
+    assert_close(infer(plan, y0), dense_reference(network, plain > 200 if form == "packed" else plain))
+
+
+@pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("bias", ["vector", "scalar", "negative"])
 @pytest.mark.parametrize("one_value", [True, False])

@@ -74,6 +74,27 @@ def test_tile_boundaries(emulator: emulate.Emulator, family: planner.Kernel, cou
         check(emulator.run(build_plan(network, kernel=family), y0), network, plain if form == "packed" else y0)
 
 
+@pytest.mark.parametrize("width", [60, 500])
+@pytest.mark.parametrize("one_value", [False, True])
+def test_chains_of_many_features(emulator: emulate.Emulator, width: int, one_value: bool) -> None:
+    """Narrow layers, of which a block holds 32 features, a lane each, and wider ones, of which lanes share them."""
+    network = random_network(
+        9, [width, 70, width, 20], density=0.1, activation=Clip(-1, 2), bias="vector", one_value=one_value
+    )
+    y0 = np.random.default_rng(width).random((75, width), np.float32)
+    check(emulator.run(build_plan(network, kernel="chain"), y0), network, y0)
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+@pytest.mark.parametrize("form", ["uint8", "packed"])
+def test_a_first_layer_of_wide_rows(emulator: emulate.Emulator, outputs: int, form: str) -> None:
+    """So wide that a block holds 16 of them; rows of more than 256 edges, whose bytes fill a half of a register."""
+    network = random_network(3, [4100, 40, 20], density=0.1, grouped=outputs, one_value=outputs == 1, cap=None)
+    plain = np.random.default_rng(0).integers(0, 256, (37, 4100), np.uint8)
+    y0 = pack_bits(plain > 200) if form == "packed" else plain
+    check(emulator.run(build_plan(network, kernel="grouped"), y0), network, plain > 200 if form == "packed" else plain)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_that_die_and_revive(emulator: emulate.Emulator, family: planner.Kernel) -> None:
     """Most die in the first layers and leave the lists; with a positive bias later, all must stay."""
