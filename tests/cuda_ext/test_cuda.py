@@ -32,7 +32,7 @@ FAMILIES = ("staged", "grouped", "resident", "chain")
 FUSING = ("resident", "chain")  # many layers in a launch
 
 
-def assert_close(got: jax.Array, expected: np.ndarray) -> None:
+def assert_close(got: jax.Array | np.ndarray, expected: np.ndarray) -> None:
     scale = max(1.0, float(np.abs(expected).max(initial=0)))
     np.testing.assert_allclose(np.asarray(got, np.float64), expected, atol=2e-5 * scale)
 
