@@ -58,20 +58,20 @@ def _networks(records: list[Record]) -> str:
             _or_dash(record["paper_seconds"], report.duration),
             _or_dash(record["speedup"], lambda ratio: f"{ratio:.1f} x"),
         )
-        for record in sorted(_measured(records), key=lambda record: [*map(int, record["name"].split("x"))])
+        for record in sorted(measured(records, "networks"), key=lambda record: [*map(int, record["name"].split("x"))])
     ]
     return table(head, rows)
 
 
 def _layers(records: list[Record]) -> str:
     """A row for each contender, a column for each kind of layer; the features where they are fewer than the most."""
-    names = sorted({record["name"] for record in records}, key=lambda name: (name.split()[1], int(name.split()[0])))
+    names = kinds_of(records)
     contenders = list(dict.fromkeys(record["contender"] for record in records))
-    most = max((record["features"] for record in _measured(records)), default=0)
+    most = max((record["features"] for record in measured(records, "layers")), default=0)
     cells = {
         (record["contender"], record["name"]): f"{record['active_edges_per_second'] / 1e12:.3g}"
         + (f" ({record['features']:,} features)" if record["features"] < most else "")
-        for record in _measured(records)
+        for record in measured(records, "layers")
     }
     rows = [(name, *(cells.get((name, kind), "-") for kind in names)) for name in contenders]
     return f"{table((f'{most:,} features', *names), rows)}"
@@ -87,7 +87,7 @@ def _tail(records: list[Record]) -> str:
             report.duration(record["minimum"]),
             report.rate(record["active_edges_per_second"]),
         )
-        for record in _measured(records)
+        for record in measured(records, "tail")
     ]
     return table(head, rows)
 
@@ -95,13 +95,19 @@ def _tail(records: list[Record]) -> str:
 def _ceilings(records: list[Record]) -> str:
     rows = [
         (f"{record['name']}, {record['contender']}", f"{record['bytes_per_second'] / 1e9:,.0f} GB/s")
-        for record in _measured(records)
+        for record in measured(records, "ceilings")
     ]
     return table(("", "read and written"), rows)
 
 
-def _measured(records: list[Record]) -> list[Record]:
-    return [record for record in records if "error" not in record]
+def measured(records: list[Record], section: str) -> list[Record]:
+    """Those of a section that were measured."""
+    return [record for record in records if record["section"] == section and "error" not in record]
+
+
+def kinds_of(records: list[Record]) -> list[str]:
+    """The kinds of layers, by pattern, then width."""
+    return sorted({record["name"] for record in records}, key=lambda name: (name.split()[1], int(name.split()[0])))
 
 
 def _or_dash(value: float | None, text: Any) -> str:
