@@ -99,6 +99,7 @@ def cases() -> list[Case]:
         *boundaries,
         Case("no shared inputs", alone, 50, "float32", tiny=True),
         Case("no shared inputs, many features", alone, 1100, tiny=True),
+        Case("no shared inputs, more features", alone, 8500, "packed"),
         Case("large groups, one weight", shared_value, 70, "uint8", tiny=True),
         Case("challenge network", challenge, 200, "packed", tiny=True),
         Case("rows of 0 and 5,000 edges", _uneven_rows, 37),

@@ -430,25 +430,23 @@ Room room_for(const MostPortions& most, int64_t width, int most_features, const 
   return {};
 }
 
-// The two launches of a step: `few` spreads few features over all multiprocessors; from `limit` on `many` of them share
-// what a block reads of the plan, if the layers are not so narrow that there is something better.
+// The launches of a step: `few` spreads few features over all multiprocessors; from `limit` on `many` of them share
+// what a block reads of the plan, and from `most` on there is something better for narrow layers.
 struct Rooms {
   Room few, many;
   int layers;
-  bool narrow;
-  int64_t limit = 0;
+  int64_t limit, most;
 
   Rooms(const PlanView& plan, int64_t first_layer, int64_t end_layer, const DeviceLimits& limits)
       : layers(static_cast<int>(end_layer - first_layer)),
         limit(int64_t{kBlocksOfFew} * kFew * limits.multiprocessors) {
-    const MostPortions most(plan, first_layer, end_layer);
+    const MostPortions portions(plan, first_layer, end_layer);
     const int64_t width = widest(plan, first_layer, end_layer);
-    narrow = is_narrow(width, limits);
-    few = room_for(most, width, kFew, limits);
+    few = room_for(portions, width, kFew, limits);
+    many = room_for(portions, width, kMany, limits);
     few.spread = limits.multiprocessors;
-    if (narrow) return;
-    many = room_for(most, width, kMany, limits);
     if (many.features <= kFew) limit = INT64_MAX;
+    most = too_few_for_narrow(width, limits);
   }
 
   bool has_many(int64_t features) const { return features > limit; }
@@ -457,7 +455,7 @@ struct Rooms {
   Portion* place(Portion* portions, int64_t features) {
     few.deal.portions = portions;
     portions += few.deal.count(layers);
-    if (narrow || !has_many(features)) return portions;
+    if (!has_many(features)) return portions;
     many.deal.portions = portions;
     return portions + many.deal.count(layers);
   }
@@ -540,10 +538,12 @@ cudaError_t launch_chain(const ResidentStep& step, const PlanView& plan, void* p
   if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
   Rooms rooms(plan, step.first_layer, step.end_layer, limits);
   rooms.place(static_cast<Portion*>(portions), step.features);
-  const cudaError_t error = launch(step, rooms.few, 0, rooms.limit, stream);
-  if (error != cudaSuccess || !rooms.has_many(step.features)) return error;
-  return rooms.narrow ? launch_narrow(step, rooms.limit, stream)
-                      : launch(step, rooms.many, rooms.limit, INT64_MAX, stream);
+  cudaError_t error = launch(step, rooms.few, 0, std::min(rooms.limit, rooms.most), stream);
+  if (error == cudaSuccess && rooms.has_many(step.features)) {
+    error = launch(step, rooms.many, rooms.limit, rooms.most, stream);
+  }
+  if (error == cudaSuccess && step.features > rooms.most) error = launch_narrow(step, rooms.most, stream);
+  return error;
 }
 
 }  // namespace spdnn::cuda

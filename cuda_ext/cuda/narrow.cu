@@ -121,8 +121,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 }  // namespace
 
-bool is_narrow(int64_t width, const DeviceLimits& limits) {
-  return kBlocks * (shared_bytes(width) + kSharedStatic) <= limits.shared_bytes;
+int64_t too_few_for_narrow(int64_t width, const DeviceLimits& limits) {
+  const bool fits = kBlocks * (shared_bytes(width) + kSharedStatic) <= limits.shared_bytes;
+  return fits ? int64_t{kBlocks} * kFeatures * limits.multiprocessors : INT64_MAX;
 }
 
 cudaError_t launch_narrow(const ResidentStep& step, int64_t more_than, cudaStream_t stream) {

@@ -12,8 +12,9 @@
 
 namespace spdnn::cuda {
 
-// Whether layers of such a width, inputs and outputs, are so narrow.
-bool is_narrow(int64_t width, const DeviceLimits& limits);
+// More features than these of layers of such a width, inputs and outputs, give all blocks work: fewer had better be
+// spread more thinly. The largest number where layers are not so narrow.
+int64_t too_few_for_narrow(int64_t width, const DeviceLimits& limits);
 
 // Runs the layers of a chain where more than so many features are in work; else it returns at once.
 cudaError_t launch_narrow(const ResidentStep& step, int64_t more_than, cudaStream_t stream);

@@ -133,12 +133,13 @@ def test_every_tile_boundary(family: planner.Kernel, count: int, form: str) -> N
 @pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize("width", [60, 300, 1000])
 @pytest.mark.parametrize("one_value", [False, True])
-def test_chains_of_many_features(width: int, one_value: bool) -> None:
+@pytest.mark.parametrize("count", [2500, 20000])
+def test_chains_of_many_features(width: int, one_value: bool, count: int) -> None:
     """More than the launch for few features takes: of narrow layers, and of wider ones."""
     network = random_network(
         9, [width, 70, width, 20], density=0.1, activation=Clip(-1, 2), bias="vector", one_value=one_value
     )
-    y0 = np.random.default_rng(width).random((2500, width), np.float32)
+    y0 = np.random.default_rng(width).random((count, width), np.float32)
     plan = build_plan(network, kernel="chain")
     expected = dense_reference(network, y0)
     first = np.asarray(infer(plan, y0))
