@@ -92,7 +92,7 @@ def plot_networks(reports: Sequence[dict[str, Any]], path: str | os.PathLike[str
     axis.set_ylabel("time, median of a run's repeats")
     _logarithmic(axis, "y", "s")
     axis.grid(alpha=0.3)
-    axis.legend()
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     _save(figure, path)
 
 
