@@ -247,7 +247,8 @@ def _measure_peer(pattern: str, neurons: int, peer: gpu_peers.Peer, settings: ar
     run = peer.prepare(layer, y0.astype(jnp.float32))
     result = run()
     peer.wait(result)
-    error = _difference(result[:_COMPARED], infer(build_plan([layer]), y0[:_COMPARED]))
+    ours = infer(build_plan([layer]), y0[:_COMPARED])
+    error = gpu_peers.difference(gpu_peers.on_host(result[:_COMPARED]), np.asarray(ours))
     del result
     if error > peer.tolerance:
         raise ValueError(f"its result differs from ours by {error:.1e} of the largest activation")
@@ -259,13 +260,6 @@ def _measure_peer(pattern: str, neurons: int, peer: gpu_peers.Peer, settings: ar
         "active_edges_per_second": count * layer.edges / timing.median,
         "largest_difference": error,
     }
-
-
-def _difference(peer_result: Any, ours: jax.Array) -> float:
-    """Largest difference, as a share of the largest activation."""
-    host = peer_result.get() if hasattr(peer_result, "get") else peer_result  # CuPy's arrays are fetched so
-    expected = np.asarray(ours, np.float64)
-    return float(np.abs(np.asarray(host).astype(np.float64) - expected).max() / max(expected.max(), 1e-30))
 
 
 # --- tail and ceilings ------------------------------------------------------------------------------------------------

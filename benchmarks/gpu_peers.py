@@ -144,6 +144,17 @@ def _rounded(count: float) -> int:
     return max(int(count) // 128 * 128, 1) if count >= 128 and count != int(count) else max(int(count), 1)
 
 
+def on_host(result: Any) -> np.ndarray:
+    """A peer's result, which may be an array of CuPy's: these are fetched so."""
+    return np.asarray(result.get() if hasattr(result, "get") else result)
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference of two results, as a share of the largest activation."""
+    error = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
+    return float(error / max(float(expected.max()), 1e-30))
+
+
 PEERS = (
     Peer(
         "dense float32",

@@ -9,6 +9,7 @@ from jax import export
 from spdnn_jax import _native
 from spdnn_jax.activation import Clip
 from spdnn_jax.chain import Rows, RowsTable
+from spdnn_jax.dense import DenseProducts
 from spdnn_jax.layout import PlanTable
 from spdnn_jax.network import SparseLayer, SparseNetwork, TransposedIndex
 from spdnn_jax.plan import Plan
@@ -53,6 +54,11 @@ def _rows_from_bytes(data: bytes) -> tuple[RowsTable]:
     return (RowsTable(np.frombuffer(data, np.int64)),)
 
 
+def _products_from_bytes(data: bytes) -> tuple[Any, ...]:
+    layers, *others = json.loads(data)
+    return tuple(layers), *others
+
+
 def _register(kind: type, to_bytes: Any, from_bytes: Any) -> None:
     export.register_pytree_node_serialization(
         kind,
@@ -63,6 +69,7 @@ def _register(kind: type, to_bytes: Any, from_bytes: Any) -> None:
 
 
 _register(Plan, _plan_to_bytes, _plan_from_bytes)
+_register(DenseProducts, lambda static: json.dumps(static).encode(), _products_from_bytes)
 _register(SparseNetwork, _clips_to_bytes, _clips_from_bytes)
 _register(Rows, lambda static: static[0].records.tobytes(), _rows_from_bytes)
 _register(SparseLayer, lambda static: json.dumps(static).encode(), lambda data: tuple(json.loads(data)))

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,24 +110,45 @@ def layer_offsets(table: PlanTable, layer: int) -> np.ndarray:
     return np.concatenate([table.layers[layer]["bias_offset"][None], sections]).astype(np.int64)
 
 
-def cut(words: np.ndarray, table: PlanTable, first: int, end: int) -> np.ndarray:
+def cut(words: Any, table: PlanTable, first: int, end: int) -> Any:
     """Layers first .. end of a plan (counted from 0) as a plan of their own.
 
     Neurons between layers stand in slot order, and so they do at the cuts: the result of one part is the input of the
     next, and only the last part restores the original order.
 
     Args:
-        words: uint32 (words,), the whole plan, on the host; it may be mapped from a file: no other layers are read.
+        words: uint32 (words,), the whole plan, on the host or traced; it may be mapped from a file: no other layers are
+            read.
         table: Its records.
         first: The first layer.
         end: The layer after the last.
 
     Returns:
-        uint32 (words,), the part. Parts of layers with equal records have equal records themselves.
+        uint32 (words,), the part, on the host or traced. Parts of layers with equal records have equal records
+        themselves.
 
     Raises:
         ValueError: There are no such layers.
     """
+    head = _records_of_part(table, first, end)
+    outputs = int(table.header["outputs"] if end == len(table.layers) else table.layers["outputs"][end - 1])
+    slots: Any = np.arange(outputs, dtype=np.uint32)
+    if end == len(table.layers):
+        slots = words[int(table.header["slot_offset"]) : int(table.header["slot_offset"]) + outputs]
+    begin, last = int(table.layers["first_word"][first]), table.layers[end - 1]
+    sections = words[begin : int(last["first_word"] + last["words"])]
+    padding = np.zeros(-outputs % core.WORD_ALIGNMENT, np.uint32)
+    concatenate: Any = np.concatenate if isinstance(words, np.ndarray) else jnp.concatenate
+    return concatenate([head, sections, slots, padding])
+
+
+def cut_table(table: PlanTable, first: int, end: int) -> PlanTable:
+    """The records of a part that `cut` makes, without its words."""
+    return PlanTable(_records_of_part(table, first, end))
+
+
+def _records_of_part(table: PlanTable, first: int, end: int) -> np.ndarray:
+    """What stands before the sections of a part: uint32, padded as these begin."""
     count = len(table.layers)
     if not 0 <= first < end <= count:
         raise ValueError(f"layers {first} .. {end} are no stretch of a plan of {count} layers")
@@ -134,27 +156,23 @@ def cut(words: np.ndarray, table: PlanTable, first: int, end: int) -> np.ndarray
     first_run, last = int(layers["first_run"][0]), layers[-1]
     runs = table.runs[first_run : last["first_run"] + last["runs"]].copy()
     begin, stop = int(layers["first_word"][0]), int(last["first_word"] + last["words"])
-    if end == count:
-        slots = words[header["slot_offset"] : header["slot_offset"] + header["outputs"]]
-    else:
-        slots = np.arange(last["outputs"], dtype=np.uint32)
     table_words = (HEADER.itemsize + layers.nbytes + runs.nbytes) // _WORD
     padded = -(-table_words // core.WORD_ALIGNMENT) * core.WORD_ALIGNMENT
     moved = padded - begin
     header["layers"], header["runs"] = len(layers), len(runs)
-    header["inputs"], header["outputs"] = layers["inputs"][0], slots.size
+    header["inputs"] = layers["inputs"][0]
+    if end < count:
+        header["outputs"] = last["outputs"]
     header["slot_offset"] = stop + moved
-    header["words"] = header["slot_offset"] + -(-slots.size // core.WORD_ALIGNMENT) * core.WORD_ALIGNMENT
+    header["words"] = header["slot_offset"] + -(-header["outputs"] // core.WORD_ALIGNMENT) * core.WORD_ALIGNMENT
     layers["first_run"] -= first_run
     layers["next_words"][-1] = 0
     moving = [layers[name] for name in ("first_word", "bias_offset", "staged_offset", "stage_offset")]
     for offsets in (*moving, runs["index_offset"], runs["value_offset"]):
         offsets[offsets >= 0] += moved
-    part = np.zeros(header["words"], np.uint32)
-    part[:table_words] = np.concatenate([np.atleast_1d(array).view(np.uint32) for array in (header, layers, runs)])
-    part[padded : padded + stop - begin] = words[begin:stop]
-    part[header["slot_offset"] :][: slots.size] = slots
-    return part
+    records = np.zeros(padded, np.uint32)
+    records[:table_words] = np.concatenate([np.atleast_1d(array).view(np.uint32) for array in (header, layers, runs)])
+    return records
 
 
 def _section(words: jax.Array, offset: jax.Array, size: int) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from spdnn_jax import checks, primitives, products, rules
+from spdnn_jax import checks, dense, primitives, products, rules
 from spdnn_jax.activation import Clip, resolve
 from spdnn_jax.features import as_features
 from spdnn_jax.network import SparseLayer, SparseNetwork, as_arguments, as_layer, as_network
@@ -31,15 +31,21 @@ def _network(plan: Any, y0: Any, backend: Any, *, activations: bool = False, cou
     """Looks at what was given, before JAX converts it."""
     plan = as_plan(plan)
     y0 = as_features(y0, plan.inputs)
-    return _jitted_network(plan, y0, backend=_known(backend), activations=activations, counts=counts)
+    layers = () if plan.dense is None else plan.dense.chosen(plan.table, math.prod(y0.shape[:-1]))
+    return _jitted_network(plan, y0, backend=_known(backend), layers=layers, activations=activations, counts=counts)
 
 
-@functools.partial(jax.jit, static_argnames=("backend", "activations", "counts"))
-def _jitted_network(plan: Plan, y0: jax.Array, *, backend: Backend, activations: bool, counts: bool) -> list[jax.Array]:
+@functools.partial(jax.jit, static_argnames=("backend", "layers", "activations", "counts"))
+def _jitted_network(
+    plan: Plan, y0: jax.Array, *, backend: Backend, layers: tuple[int, ...], activations: bool, counts: bool
+) -> list[jax.Array]:
+    """`layers` are dense products, but in plain XLA, which runs what the kernels do."""
     rows = plan.rows
     words = [plan.words] if rows is None else [plan.words, rows.words]
     static = {"table": plan.table, "rows": rows and rows.table, "kernel": plan.kernel}
     static |= {"activations": activations, "counts": counts}
+    if backend == "auto" and plan.dense is not None and layers:
+        return dense.network(jnp.asarray(y0), words[0], words[1:], plan.dense, layers=layers, **static)
     if backend == "auto":
         return primitives.network_p.bind(jnp.asarray(y0), *words, **static)
     return _plain_xla(primitives.network_xla, static, jnp.asarray(y0), *words)

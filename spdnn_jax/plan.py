@@ -14,6 +14,8 @@ from spdnn_jax import checks, plan_file, planner
 from spdnn_jax._native import core, cuda_unavailable_reason, cuda_workspace_bytes, has_cuda_library, usable_cores
 from spdnn_jax.activation import Clip, paired, resolve
 from spdnn_jax.chain import Rows
+from spdnn_jax.costs import Precision
+from spdnn_jax.dense import DenseProducts
 from spdnn_jax.layout import PlanTable, clip_of, cut
 from spdnn_jax.network import SparseLayer, SparseNetwork, as_layers, native_arrays
 from spdnn_jax.plan_file import PlanFile
@@ -21,13 +23,16 @@ from spdnn_jax.simplify import COMPRESS, Compress, Simplified
 
 _SUMMARY_LINES = 12  # on compression, at most
 
+_Children = tuple[jax.Array, Rows | None, DenseProducts | None]
+
 
 @jax.tree_util.register_pytree_node_class
 @dataclass(frozen=True, eq=False)
 class Plan:
     """A network laid out for a back end: one array of words, whatever the number of layers.
 
-    A pytree with one leaf, so that a plan is an ordinary argument of a jitted function.
+    A pytree, so that a plan is an ordinary argument of a jitted function: with one leaf, and more where derivatives or
+    dense products were asked for, or gain.
 
     Attributes:
         words: uint32 (words,), the layout that ``cuda_ext/spdnn_layout.h`` defines.
@@ -35,6 +40,7 @@ class Plan:
         kernel: CUDA kernel family to use throughout, or "auto": the planner picks.
         file: Where the words are mapped from, or None.
         rows: What derivatives read, where the plan was built for them.
+        dense: Layers that may be dense products of XLA's.
     """
 
     words: jax.Array
@@ -42,6 +48,7 @@ class Plan:
     kernel: planner.Kernel = "auto"
     file: PlanFile | None = None
     rows: Rows | None = None
+    dense: DenseProducts | None = None
 
     @classmethod
     def from_words(cls, words: np.ndarray, kernel: planner.Kernel = "auto") -> "Plan":
@@ -93,16 +100,15 @@ class Plan:
             self._check_piece(words, table)
         return Plan(words, table, self.kernel)
 
-    def tree_flatten(self) -> tuple[tuple[jax.Array, Rows | None], tuple[PlanTable, planner.Kernel]]:
+    def tree_flatten(self) -> tuple[_Children, tuple[PlanTable, planner.Kernel]]:
         """For JAX: the words are leaves, the rest is static."""
-        return (self._sound_words(), self.rows), (self.table, self.kernel)
+        return (self._sound_words(), self.rows, self.dense), (self.table, self.kernel)
 
     @classmethod
-    def tree_unflatten(
-        cls, static: tuple[PlanTable, planner.Kernel], children: tuple[jax.Array, Rows | None]
-    ) -> "Plan":
+    def tree_unflatten(cls, static: tuple[PlanTable, planner.Kernel], children: _Children) -> "Plan":
         """For JAX: the reverse of `tree_flatten`."""
-        return cls(children[0], *static, rows=children[1])
+        words, rows, dense = children
+        return cls(words, *static, rows=rows, dense=dense)
 
     def with_derivatives(self) -> "Plan":
         """The plan with what a derivative of `infer` reads: its layers once more, in compressed rows, both ways.
@@ -113,6 +119,30 @@ class Plan:
             ValueError: A layer has 2^31 edges or more.
         """
         return dataclasses.replace(self, rows=Rows.of_plan(self.table, np.asarray(self._sound_words())))
+
+    def with_precision(self, precision: Precision | None) -> "Plan":
+        """The plan with the dense weights of layers for which XLA's dense product may be the faster one.
+
+        They are made for the device that this machine runs plans on, take what `summary` says and 4 GiB at most, are
+        not saved, and are left out by `split` and the functions that stream: these run on the kernels alone.
+
+        Args:
+            precision: As in `build_plan`.
+
+        Raises:
+            ValueError: There is no such precision, or one kernel family is to run all layers.
+        """
+        if precision is None:
+            return dataclasses.replace(self, dense=None)
+        if self.kernel != "auto":
+            raise ValueError(f"kernel={self.kernel!r} runs all layers: with a precision leave it at 'auto'")
+        device = "cpu" if cuda_unavailable_reason() else "gpu"
+        products = DenseProducts.of_plan(self.table, np.asarray(self._sound_words()), precision, device)
+        return dataclasses.replace(self, dense=products)
+
+    def _with_default_precision(self, precision: Precision | None) -> "Plan":
+        """As `with_precision`; where one kernel family is to run all layers, float32 asks for nothing."""
+        return self if precision == "float32" and self.kernel != "auto" else self.with_precision(precision)
 
     @property
     def inputs(self) -> int:
@@ -185,6 +215,7 @@ class Plan:
                 f"edges with padding: {stored:,} ({100 * (stored / max(multiplied, 1) - 1):.1f}% more than without), "
                 f"{100 * (runs['value_offset'] < 0).mean():.1f}% of the runs hold no values, one weight serves them",
                 f"on CUDA: {planner.schedule(self.table, self.kernel).reason}",
+                *([] if self.dense is None else [self.dense.summary(self.table)]),
                 *([] if features is None else [self._summary_of_memory(features)]),
             ]
         )
@@ -199,6 +230,7 @@ class Plan:
             return "device memory: not known, spdnn_jax was installed without CUDA"
         parts = {
             "plan": self.nbytes,
+            **({"dense weights": self.dense.nbytes} if self.dense is not None and self.dense.layers else {}),
             "input as bytes": features * self.inputs,
             "workspace": cuda_workspace_bytes(self.table.records, features),
         }
@@ -252,12 +284,15 @@ class Plan:
         plan_file.save(path, np.asarray(self._sound_words()), self.table)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], kernel: planner.Kernel = "auto") -> "Plan":
+    def load(
+        cls, path: str | os.PathLike[str], kernel: planner.Kernel = "auto", precision: Precision | None = "float32"
+    ) -> "Plan":
         """Reads a plan that `save` wrote.
 
         Args:
             path: The file.
             kernel: As in `build_plan`.
+            precision: As in `build_plan`: a file does not hold it, nor dense weights.
 
         Raises:
             OSError: The file cannot be read.
@@ -266,9 +301,10 @@ class Plan:
         file = PlanFile(path)
         file.check(0, len(file.table.layers))
         try:
-            return cls.from_words(np.array(file.words), kernel)
+            plan = cls.from_words(np.array(file.words), kernel)
         except ValueError as error:
             raise file.named(error) from None
+        return plan._with_default_precision(precision)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], kernel: planner.Kernel = "auto") -> "Plan":
@@ -321,6 +357,7 @@ def build_plan(
     cap: float | EllipsisType | None = ...,
     compress: Compress = "none",
     kernel: planner.Kernel = "auto",
+    precision: Precision | None = "float32",
     derivatives: bool = False,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -341,7 +378,12 @@ def build_plan(
             the neurons that are left: a feature is not counted where only dropped or constant ones are not zero.
         kernel: CUDA kernel family to use throughout; by default the planner picks one for each layer. Wide layers whose
             outputs share nothing run `staged` on a GPU only if the plan was built on a machine with one, or with
-            ``kernel="staged"``: what that family reads doubles the plan, and no CPU reads it.
+            ``kernel="staged"``: what that family reads doubles the plan, and no CPU reads it. Where "auto" finds that
+            XLA's dense product is the faster one for a layer and the features of a call, by an estimate from measured
+            figures, that runs; `Plan.summary` says where.
+        precision: What the inputs of dense products may be rounded to, activations and weights alike; sums are float32.
+            "float32": nothing is rounded. "tf32", "bfloat16": on a GPU, to 11 or 8 bits of significand
+            (docs/numerics.md); on a CPU they are float32. None: no dense products. The kernels round nothing.
         derivatives: Whether `infer` is to be differentiated in the features: see `Plan.with_derivatives`.
         threads: Layers worked on at a time; by default, the cores this process may use.
         progress: Called after each layer with the number of layers taken so far.
@@ -351,7 +393,7 @@ def build_plan(
 
     Raises:
         ValueError: A layer is none, is malformed, or does not fit the one before it; the message names the layer. Or
-            the activations are not as many as the layers, or there is no such compression.
+            the activations are not as many as the layers, or there is no such compression, kernel or precision.
     """
     if isinstance(network, Plan):
         raise ValueError("build_plan takes a network, got a Plan, which is built already")
@@ -367,7 +409,7 @@ def build_plan(
         raise ValueError(f"compress must be one of {', '.join(COMPRESS)}; got {compress!r}")
     threads = usable_cores() if threads is None else checks.count("threads", threads, lowest=1)
     words = _lay_out(layers, compress, kernel, threads, progress)
-    plan = Plan._of_sound_words(words, PlanTable(words), kernel)
+    plan = Plan._of_sound_words(words, PlanTable(words), kernel)._with_default_precision(precision)
     return plan.with_derivatives() if derivatives else plan
 
 

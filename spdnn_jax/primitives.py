@@ -25,11 +25,12 @@ from spdnn_jax.layout import PlanTable
 
 
 def unpack(y0: jax.Array, inputs: int) -> jax.Array:
-    """Features as float32 (features, inputs), from any of the input forms."""
+    """Features as float32 (..., inputs), from any of the input forms."""
     if y0.dtype != PACKED:
         return y0.astype(jnp.float32)
-    bits = (y0[:, :, None] >> jnp.arange(BITS, dtype=PACKED)[None, None]) & PACKED(1)
-    return bits.reshape(y0.shape[0], y0.shape[1] * BITS)[:, :inputs].astype(jnp.float32)
+    places = jnp.arange(BITS, dtype=PACKED).reshape(*[1] * y0.ndim, BITS)
+    bits = (y0[..., None] >> places) & PACKED(1)
+    return bits.reshape(*y0.shape[:-1], y0.shape[-1] * BITS)[..., :inputs].astype(jnp.float32)
 
 
 def _zero_column(y: jax.Array) -> jax.Array:

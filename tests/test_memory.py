@@ -127,7 +127,9 @@ FORMS = {
     "idx": Form("images", lambda: IDX, read_idx_images),
     "idx of floats": Form("x.idx", lambda: IDX_FLOATS, read_array),
     "network": Form("network.safetensors", lambda: saved(network), of_network),
-    "plan": Form("plan", lambda: saved(lambda: build_plan(network())), lambda path: Plan.load(path).words),
+    "plan": Form(
+        "plan", lambda: saved(lambda: build_plan(network())), lambda path: Plan.load(path, precision=None).words
+    ),
     "mapped plan": Form(
         "plan", lambda: saved(lambda: build_plan(network())), lambda path: Plan.open(path).cut(0, 1).words
     ),

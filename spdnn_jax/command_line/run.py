@@ -155,6 +155,7 @@ def _build_plan(seconds: dict[str, float]) -> Plan:
             activation=sources.activation(),
             compress=FLAGS.compress,
             kernel=FLAGS.kernel,
+            precision=None,  # parts of a plan, as devices are given them, run on the kernels alone
             progress=progress,
         )
     seconds["read"] += read

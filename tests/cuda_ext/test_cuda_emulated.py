@@ -77,8 +77,10 @@ def test_tile_boundaries(emulator: emulate.Emulator, family: planner.Kernel, cou
 @pytest.mark.parametrize("width", [60, 500])
 @pytest.mark.parametrize("one_value", [False, True])
 def test_chains_of_many_features(emulator: emulate.Emulator, width: int, one_value: bool) -> None:
-    """Narrow layers, of which a block holds 32 features, a lane each, and wider ones, of which lanes share them; some
-    features less than these all blocks have work for, and more."""
+    """Narrow layers, of which a block holds 32 features, a lane each, and wider ones, whose features lanes share.
+
+    All blocks have work with 128 features.
+    """
     network = random_network(
         9, [width, 70, width, 20], density=0.1, activation=Clip(-1, 2), bias="vector", one_value=one_value
     )

@@ -1,0 +1,200 @@
+"""Which layers XLA's dense product computes: those for which it is the faster one by an estimate that was measured.
+
+The estimate knows a layer's widths and edges, how many outputs share their inputs, and how many features there are; it
+knows no network by name. It does not know which features will die on the way: a dense product computes those, too.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from spdnn_jax.layout import PlanTable
+
+Precision = Literal["float32", "tf32", "bfloat16"]
+"""What the inputs of a product may be rounded to. Sums are float32 always."""
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
+
+Device = Literal["cpu", "gpu"]
+
+
+FEATURES = (1, 8, 64, 512, 4096, 60000)
+"""Where costs are known; between them and beyond they follow straight lines of their logarithms."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured.
+
+    Attributes:
+        wider_than: Layers of more inputs than this are wide ones.
+        narrow: Picoseconds of an edge, or of a weight of a dense product, with all FEATURES together, in other layers.
+        wide: The same in wide ones.
+    """
+
+    wider_than: int
+    narrow: tuple[float, ...]
+    wide: tuple[float, ...]
+
+    def seconds(self, inputs: np.ndarray, features: int) -> np.ndarray:
+        """Of an edge or weight, by layer."""
+        narrow, wide = (_between(curve, features) for curve in (self.narrow, self.wide))
+        return np.where(inputs > self.wider_than, wide, narrow)
+
+
+def _between(curve: tuple[float, ...], features: int) -> float:
+    """Seconds with so many features."""
+    if features > FEATURES[-1]:
+        return 1e-12 * curve[-1] * features / FEATURES[-1]
+    return 1e-12 * float(np.exp(np.interp(np.log(max(features, 1)), np.log(FEATURES), np.log(curve))))
+
+
+# benchmarks/choice.py measures these, and prints them so. On a CPU their ratios count alone, which hardly depend on how
+# many cores there are. Those of the GPU are estimates from figures at 60,000 features (benchmarks/README.md).
+KERNELS: dict[Device, Costs] = {
+    "cpu": Costs(2048, (200, 300, 720, 5800, 47000, 720000), (200, 400, 1500, 13000, 115000, 1700000)),
+    "gpu": Costs(8192, (8, 12, 40, 200, 1300, 18500), (10, 20, 80, 550, 4200, 61000)),
+}
+DENSE: dict[Device, dict[Precision, Costs]] = {
+    "cpu": {"float32": Costs(2048, (45, 80, 370, 2300, 18700, 520000), (80, 150, 420, 2350, 20500, 320000))},
+    "gpu": {
+        "float32": Costs(2048, (1.6, 2, 4.3, 24, 178, 2600), (1.6, 2, 4.3, 23, 165, 2350)),
+        "tf32": Costs(2048, (1.6, 1.7, 2, 5, 35, 480), (1.6, 1.7, 2, 4, 22, 290)),
+        "bfloat16": Costs(2048, (0.8, 0.9, 1.2, 3.5, 24, 340), (0.8, 0.9, 1.2, 2.5, 15, 195)),
+    },
+}
+
+MOST_SHARED: dict[Device, float] = {"cpu": 1.5, "gpu": 4.0}
+"""How many times as fast the kernels are, at most, where outputs share their inputs."""
+
+CALL: dict[Device, float] = {"cpu": 5e-6, "gpu": 5e-6}
+"""Seconds that a call, of the kernels or of a dense product, takes beside its work."""
+
+COPIED: dict[Device, float] = {"cpu": 1e-10, "gpu": 1e-12}
+"""Seconds of a byte of a plan that is called in parts: these are copied out of it."""
+
+GAIN = 1.1
+"""A dense product must be so many times as fast as the kernels, by the estimate, to be taken."""
+
+NARROWEST = 512
+"""Layers of fewer inputs or outputs were not measured, and stay with the kernels."""
+
+MOST_BYTES = 4 << 30
+"""Dense weights of a plan take no more; the densest layers get them first."""
+
+_MOST_EDGES = np.iinfo(np.int32).max  # of a layer whose rows are to be built
+_COUNTS = [1 << power for power in range(21)]  # of features: those for which a choice is looked at ahead
+
+
+def computed_in(precision: Precision, device: Device) -> Precision:
+    """What is made of a precision: a CPU computes in float32 whatever is allowed."""
+    return precision if precision in DENSE[device] else "float32"
+
+
+def dense_shapes(table: PlanTable) -> np.ndarray:
+    """Inputs and outputs of each layer with all its weights, (layers, 2); the last has the plan's own outputs again."""
+    shapes = np.stack([table.layers["inputs"], table.layers["outputs"]], axis=1)
+    shapes[-1, 1] = table.header["outputs"]
+    return shapes
+
+
+def density(table: PlanTable, layer: int) -> float:
+    """The share of its weights that a layer (counted from 0) has, of those that are left to multiply."""
+    record = table.layers[layer]
+    return float(record["multiplied_edges"]) / max(float(record["inputs"] * record["outputs"]), 1)
+
+
+def candidates(table: PlanTable, device: Device, precision: Precision, itemsize: int) -> tuple[int, ...]:
+    """Layers for which a dense product is the faster one with some number of features, counted from 0.
+
+    Args:
+        table: The plan's records.
+        device: Where it will run.
+        precision: What may be rounded to.
+        itemsize: Bytes of a dense weight.
+    """
+    faster = np.any([_faster(table, device, precision, count) for count in _COUNTS], axis=0)
+    sizes = itemsize * dense_shapes(table).prod(axis=1)
+    room, kept = MOST_BYTES, []
+    for layer in sorted(np.flatnonzero(faster).tolist(), key=lambda layer: -density(table, layer)):
+        room -= int(sizes[layer])
+        if room >= 0:
+            kept.append(layer)
+    return tuple(sorted(kept))
+
+
+@functools.lru_cache(maxsize=4096)
+def chosen(
+    table: PlanTable, among: tuple[int, ...], device: Device, precision: Precision, features: int
+) -> tuple[int, ...]:
+    """Which of these layers are dense products in a call with so many features.
+
+    None of them, where a plan that is called in parts would lose more than they gain.
+    """
+    faster = _faster(table, device, precision, features)
+    dense = [layer for layer in among if faster[layer]]
+    kernels, products = _seconds(table, device, precision, features)
+    others = np.setdiff1d(np.arange(len(table.layers)), dense)
+    gained = float((kernels[dense] - GAIN * products[dense]).sum())
+    copied = 4 * float(table.layers["words"][others].sum()) * COPIED[device]
+    calls = (len(dense) + len(_stretches(others)) - 1) * CALL[device]
+    return tuple(dense) if gained > copied + calls else ()
+
+
+def when(table: PlanTable, layer: int, device: Device, precision: Precision) -> str:
+    """For how many features a dense product is the faster one for a layer, in words."""
+    faster = [bool(_faster(table, device, precision, count)[layer]) for count in _COUNTS]
+    if all(faster):
+        return "for any number of features"
+    first, last = _COUNTS[faster.index(True)], _COUNTS[-1 - faster[::-1].index(True)]
+    if last == _COUNTS[-1]:
+        return f"from {first:,} features on"
+    return f"up to {last:,} features" if first == 1 else f"for {first:,} to {last:,} features"
+
+
+def why_none(table: PlanTable) -> str:
+    """Why no layer is a dense product, in words."""
+    wide = np.flatnonzero(_is_wide(table))
+    if not wide.size:
+        return f"narrower than {NARROWEST} neurons"
+    fullest = max(density(table, layer) for layer in wide.tolist())
+    return f"the kernels are faster at {100 * fullest:.3g}% of the weights"
+
+
+def _is_wide(table: PlanTable) -> np.ndarray:
+    return np.minimum(table.layers["inputs"], table.layers["outputs"]) >= NARROWEST
+
+
+def _faster(table: PlanTable, device: Device, precision: Precision, features: int) -> np.ndarray:
+    """Whether a dense product is the faster one, by layer."""
+    kernels, products = _seconds(table, device, precision, features)
+    return _is_wide(table) & (products * GAIN < kernels) & (table.layers["multiplied_edges"] <= _MOST_EDGES)
+
+
+def _seconds(table: PlanTable, device: Device, precision: Precision, features: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each layer's seconds by the kernels, and as a dense product."""
+    dense = DENSE[device][computed_in(precision, device)]
+    shapes = dense_shapes(table).astype(np.float64)
+    edges = table.layers["multiplied_edges"] / np.minimum(_shared(table), MOST_SHARED[device])
+    inputs = shapes[:, 0]
+    kernels = edges * KERNELS[device].seconds(inputs, features)
+    return kernels, shapes.prod(axis=1) * dense.seconds(inputs, features)
+
+
+@functools.lru_cache(maxsize=256)
+def _shared(table: PlanTable) -> np.ndarray:
+    """How many outputs use an index, on average, by layer."""
+    shared = np.ones(len(table.layers))
+    for layer in range(len(table.layers)):
+        runs = table.runs_of(layer)
+        indices = runs["groups"] * runs["edges"]
+        if indices.any():
+            shared[layer] = (indices * runs["group_outputs"]).sum() / indices.sum()
+    return shared
+
+
+def _stretches(layers: np.ndarray) -> list[np.ndarray]:
+    """Layers that lie side by side."""
+    return [part for part in np.split(layers, np.flatnonzero(np.diff(layers) > 1) + 1) if part.size]
