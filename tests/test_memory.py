@@ -166,6 +166,13 @@ def _small_pages() -> Iterator[None]:
     libc.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """What the tests before left, programs above all, would be gone through at each of `peak`'s collections."""
+    gc.collect()
+    gc.freeze()
+
+
 def resident(kind: str) -> int:
     """Bytes of this process that lie in memory: "VmRSS" now, "VmHWM" the most since `reset`."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
