@@ -29,8 +29,9 @@ run: $(RUN_READY)
 	@$(BIN)/spdnn --flagfile=configs/1024x120.flags
 	@printf '\nNext: . %s/activate, then spdnn --help, spdnn doctor, or import spdnn_jax as README.md shows.\n' '$(BIN)'
 
+# Processes take all cores: threads of a BLAS beside them would do little but wait, spinning.
 test: $(TEST_READY)
-	$(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=worksteal
 
 # A million damaged files, and every byte of small ones: half an hour on two cores. The tests try some hundreds.
 fuzz: $(TEST_READY)

@@ -217,6 +217,11 @@ def on_host(name: str, given: Any) -> np.ndarray:
     return np.asarray(found)
 
 
+def on_device(given: Any) -> jax.Array:
+    """On the default device, a copy. Of NumPy arrays JAX 0.10's `jnp.asarray` compiles a program for every shape."""
+    return jax.device_put(np.array(given)) if isinstance(given, np.ndarray) else jnp.asarray(given)
+
+
 def once(found: Any, bound: int, check: Callable[[np.ndarray, int], None]) -> None:
     """Checks an array's contents. Those on a device cannot change, and are read when they are seen first.
 

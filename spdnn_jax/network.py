@@ -252,7 +252,7 @@ class SparseLayer:
         arrays = {field: getattr(self, field) for field in _FIELDS}
         if self.edges > checks.INT32:  # JAX would cut 64-bit row pointers
             del arrays["indptr"]
-        return dataclasses.replace(self, **{field: jnp.asarray(array) for field, array in arrays.items()})
+        return dataclasses.replace(self, **{field: checks.on_device(array) for field, array in arrays.items()})
 
     def with_transposed(self) -> "SparseLayer":
         """The layer with the index that derivatives read, worked out once, on the host.
@@ -263,7 +263,7 @@ class SparseLayer:
         edges = np.argsort(indices, kind="stable").astype(np.int32)
         starts = np.searchsorted(indices[edges], np.arange(self.inputs + 1)).astype(np.int32)
         rows = np.repeat(np.arange(self.outputs, dtype=np.int32), np.diff(indptr))
-        index = TransposedIndex(*(jnp.asarray(array) for array in (starts, rows[edges], edges)))
+        index = TransposedIndex(*(checks.on_device(array) for array in (starts, rows[edges], edges)))
         return dataclasses.replace(self, transposed=index)
 
     def to_scipy(self) -> "scipy.sparse.csc_array":

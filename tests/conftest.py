@@ -1,5 +1,6 @@
 """Fixtures: strict JAX settings, networks of every kind, and the rule for tests that need a GPU."""
 
+import gc
 import io
 import itertools
 import os
@@ -81,6 +82,11 @@ def on_cpu() -> Iterator[None]:
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than there are cores, for some tests do little but wait."""
     return _native.usable_cores() + 1
+
+
+def pytest_collection_finish() -> None:
+    """Keeps modules and tests, which stay, out of what the garbage collector goes through again and again."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -150,9 +150,9 @@ FORMS = {
     "text": Form("x.txt", lambda: b"1,2,3\n" * 400_000, read_array, says=8 * 1_200_000),
     "categories": Form(
         "c.tsv",
-        lambda: "".join(f"{category}\n" for category in range(1, 700_000)).encode(),
+        lambda: "".join(f"{category}\n" for category in range(1, 400_000)).encode(),
         networks.read_categories,
-        says=8 * 700_000,
+        says=8 * 400_000,
     ),
 }
 PACKED = ("layer", "inputs", "idx", "network", "state dict", "scipy", "matrix market", "edges", "npy", "text")
@@ -166,6 +166,13 @@ def _small_pages() -> Iterator[None]:
     libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     yield
     libc.prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """What the tests before left, programs above all, would be gone through at each of `peak`'s collections."""
+    gc.collect()
+    gc.freeze()
 
 
 def resident(kind: str) -> int:
@@ -195,4 +202,7 @@ def test_a_reader_takes_four_times_what_a_file_says(name: str, is_packed: bool, 
     del content
     form.read(path)  # what is imported, compiled and cached once is no part of it
     # An array that lies well is no copy on the device, which is a matter of luck: what it needs shows in one of three.
-    assert min(peak(lambda: form.read(path)) for _ in range(3)) <= 4 * says + BLOCKS
+    peaks: list[int] = []
+    while len(peaks) < 3 and min(peaks, default=np.inf) > 4 * says + BLOCKS:
+        peaks.append(peak(lambda: form.read(path)))
+    assert min(peaks) <= 4 * says + BLOCKS

@@ -39,6 +39,26 @@ def test_every_source_gives_the_same_layer(seed: int, inputs: int, outputs: int,
     np.testing.assert_array_equal(layer.to_scipy().toarray(), dense)
 
 
+def test_a_layer_of_any_size_compiles_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """JAX would compile a program for each size, which takes longer than all else."""
+    with jax.log_compiles():
+        SparseLayer.from_scipy(scipy.sparse.eye_array(173).tocsc(), np.zeros(173)).with_transposed()
+    assert not caplog.messages
+
+
+def test_a_layer_is_its_own() -> None:
+    """A change of the caller's arrays is none of it: JAX shares memory that begins where a cache line does."""
+    buffer = np.zeros(1000 + 16, np.float32)
+    start = -buffer.ctypes.data % 64 // 4
+    weights = buffer[start : start + 1000]
+    weights[:] = 1
+    matrix = scipy.sparse.csc_array((weights, np.arange(1000), np.arange(1001)), shape=(1000, 1000))
+    assert np.shares_memory(matrix.data, weights)
+    layer = SparseLayer.from_scipy(matrix)
+    matrix.data[:] = 2
+    np.testing.assert_array_equal(layer.values, 1)
+
+
 def test_padding_of_bcoo_is_no_edge() -> None:
     """A BCOO with nse beyond its entries pads with indices out of bounds."""
     dense = np.eye(3, dtype=np.float32)

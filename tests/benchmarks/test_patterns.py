@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from patterns import PATTERNS, banded, blocks, convolution, magnitude_pruned
-from scipy.signal import correlate
 
 from spdnn_jax import Clip, SparseNetwork, build_plan, categories, infer, layer
 from spdnn_jax.graph_challenge import oracle
@@ -35,6 +34,8 @@ def test_pruned_layers_are_uneven_both_ways(pruned: float) -> None:
 
 def test_a_convolution_is_one(on_cpu: None) -> None:
     """Beside SciPy's, of two channels, at the borders, too."""
+    from scipy.signal import correlate  # takes a second, and every process that runs tests imports this file
+
     part = convolution(np.random.default_rng(0), 5, 7, 2, 3)
     impulses = np.eye(part.inputs, dtype=np.float32).reshape(-1, 5, 7, 2)
     response = np.asarray(layer(part, impulses.reshape(part.inputs, -1), activation=Clip.identity()))
