@@ -52,19 +52,23 @@ def _between(curve: tuple[float, ...], features: int) -> float:
 
 
 # benchmarks/choice.py measures these, and prints them so. On a CPU their ratios count alone, which hardly depend on how
-# many cores there are. Those of the GPU are estimates from figures at 60,000 features (benchmarks/README.md).
+# many cores there are. Those of the GPU are fits to layers of 1,024 and 4,096 neurons, 1% to 50%, with 1, 64, 4,096 and
+# 60,000 features on an H100 (results/choice_gpu.json), and estimates between and beyond.
 KERNELS: dict[Device, Costs] = {
     "cpu": Costs(2048, (200, 300, 720, 5800, 47000, 720000), (200, 400, 1500, 13000, 115000, 1700000)),
-    "gpu": Costs(8192, (8, 12, 40, 200, 1300, 18500), (10, 20, 80, 550, 4200, 61000)),
+    "gpu": Costs(8192, (150, 120, 80, 300, 1500, 18700), (200, 160, 150, 700, 4200, 61000)),
 }
 DENSE: dict[Device, dict[Precision, Costs]] = {
     "cpu": {"float32": Costs(2048, (45, 80, 370, 2300, 18700, 520000), (80, 150, 420, 2350, 20500, 320000))},
     "gpu": {
         "float32": Costs(2048, (1.6, 2, 4.3, 24, 178, 2600), (1.6, 2, 4.3, 23, 165, 2350)),
         "tf32": Costs(2048, (1.6, 1.7, 2, 5, 35, 480), (1.6, 1.7, 2, 4, 22, 290)),
-        "bfloat16": Costs(2048, (0.8, 0.9, 1.2, 3.5, 24, 340), (0.8, 0.9, 1.2, 2.5, 15, 195)),
+        "bfloat16": Costs(2048, (0.8, 0.9, 1.2, 3.5, 24, 440), (0.8, 0.9, 1.2, 2.5, 15, 195)),
     },
 }
+
+MOVED: dict[Device, float] = {"cpu": 0.0, "gpu": 8e-12}
+"""Seconds of a number that the kernels bring in before a plan's first layer, or out behind its last."""
 
 MOST_SHARED: dict[Device, float] = {"cpu": 1.5, "gpu": 4.0}
 """How many times as fast the kernels are, at most, where outputs share their inputs."""
@@ -180,6 +184,8 @@ def _seconds(table: PlanTable, device: Device, precision: Precision, features: i
     edges = table.layers["multiplied_edges"] / np.minimum(_shared(table), MOST_SHARED[device])
     inputs = shapes[:, 0]
     kernels = edges * KERNELS[device].seconds(inputs, features)
+    kernels[0] += features * shapes[0, 0] * MOVED[device]
+    kernels[-1] += features * shapes[-1, 1] * MOVED[device]
     return kernels, shapes.prod(axis=1) * dense.seconds(inputs, features)
 
 
