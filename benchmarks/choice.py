@@ -6,7 +6,8 @@ One layer of random edges (each with the same chance), ReLU with the cap of 32, 
 float32 on the device. Contenders:
 
 kernels            `infer` on a plan without dense products
-infer, PRECISION   `infer` on a plan of `build_plan(precision=PRECISION)`, which picks what it takes for the faster one
+infer, PRECISION   `infer` on a plan of `build_plan(precision=PRECISION)`, which picks what it takes for the faster one;
+                   where that is the kernels, the program is the same and not timed again
 the rest           as in gpu_peers.py; on a CPU, dense float32 and BCOO
 
 Every result is compared with that of the kernels. What takes more than --memory GiB, or is foreseen to take more than
@@ -121,6 +122,7 @@ def measure_layer(neurons: int, density: float, results: Results, settings: argp
     taking_part = [contender for contender in contenders(layer, settings) if contender.name not in settings.without]
     latest: dict[str, tuple[int, float]] = {}
     for count in settings.features:
+        of_kernels: dict[str, Any] = {}
         expected: list[np.ndarray] = []
         for contender in taking_part:
             if time.perf_counter() > settings.end:
@@ -135,8 +137,12 @@ def measure_layer(neurons: int, density: float, results: Results, settings: argp
                 measured = {"error": f"left out: it would take {foreseen:.1f} s"}
             elif contender.name != "kernels" and not expected:
                 measured = {"error": "left out: nothing to compare it with"}
+            elif record.get("dense") is False and of_kernels:
+                measured = of_kernels | {"same_as": "kernels"}
             else:
                 measured = _measured(contender, activations(neurons, count), expected, settings)
+            if contender.name == "kernels":
+                of_kernels = measured
             if "seconds" in measured:
                 latest[contender.name] = count, measured["seconds"]
             results.add(record | measured)
@@ -190,7 +196,7 @@ def _parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measures, writes, draws."""
+    """Measures, writes, prints and draws."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.8")  # the rest is CuPy's
     begin = time.perf_counter()
     settings = _parse()
@@ -203,7 +209,7 @@ def main() -> None:
                 measure_layer(neurons, density, results, settings)
     if time.perf_counter() > settings.end:
         print(f"--time_limit={settings.time_limit:g}: the rest is left out")
-    choice_map.draw(settings.output)
+    choice_map.report(settings.output)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,13 @@ below the figure. The others of a precision are those that round no more than it
 is printed, too.
 """
 
+import importlib.util
 import json
 import math
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
-
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 from spdnn_jax import costs
 
@@ -92,13 +88,33 @@ def print_costs(content: dict[str, Any]) -> None:
         print(f"{name}, {'wide' if is_wide else 'narrow'}, ps by features: {figures}")
 
 
-def draw(path: str) -> None:
-    """Writes the map beside the file, as a PNG, and prints where `infer` loses most."""
+def report(path: str) -> None:
+    """Prints what a file says, and draws the map beside it, as a PNG, where matplotlib is installed."""
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     maps = {precision: found for precision in OTHERS if (found := ratios(content, precision))}
+    print_costs(content)
+    for precision, found in maps.items():
+        lost = sum(ratio < 1 / 1.1 for ratio, _ in found.values())
+        worst = min(found, key=lambda point: found[point][0])
+        print(
+            f"{precision}: slower than 1.1 times the best other at {lost} of {len(found)} points; at worst "
+            f"{1 / found[worst][0]:.2f} times ({found[worst][1]}) at {worst[0]} neurons, {100 * worst[1]:g}%, "
+            f"{worst[2]} features"
+        )
     if not maps:
         print("nothing to draw: no point has figures of infer and of another")
-        return
+    elif importlib.util.find_spec("matplotlib") is None:
+        print(f"matplotlib is not installed: python benchmarks/choice_map.py {path} draws the map where it is")
+    else:
+        _draw(maps, f"infer beside the best other, one layer; {content['device']}", Path(path).with_suffix(".png"))
+
+
+def _draw(maps: dict[str, dict[Point, tuple[float, str]]], title: str, path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
     neurons = sorted({point[0] for found in maps.values() for point in found})
     figure, axes = plt.subplots(
         len(maps), len(neurons), figsize=(1.2 + 3.4 * len(neurons), 0.8 + 3.0 * len(maps)), squeeze=False,
@@ -112,18 +128,9 @@ def draw(path: str) -> None:
     bar = figure.colorbar(image, ax=axes, ticks=[-3, -2, -1, 0, 1, 2, 3])
     bar.ax.set_yticklabels(["1/8", "1/4", "1/2", "1", "2", "4", "8"])
     bar.set_label("times as fast as the best other")
-    figure.suptitle(f"infer beside the best other, one layer; {content['device']}")
-    figure.savefig(Path(path).with_suffix(".png"), dpi=110)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=110)
     plt.close(figure)
-    print_costs(content)
-    for precision, found in maps.items():
-        lost = sum(ratio < 1 / 1.1 for ratio, _ in found.values())
-        worst = min(found, key=lambda point: found[point][0])
-        print(
-            f"{precision}: slower than 1.1 times the best other at {lost} of {len(found)} points; at worst "
-            f"{1 / found[worst][0]:.2f} times ({found[worst][1]}) at {worst[0]} neurons, {100 * worst[1]:g}%, "
-            f"{worst[2]} features"
-        )
 
 
 def _panel(axis: Any, panel: dict[tuple[float, int], tuple[float, str]], title: str) -> Any:
@@ -150,4 +157,4 @@ def _colour(panel: dict[tuple[float, int], tuple[float, str]], density: float, c
 
 
 if __name__ == "__main__":
-    draw(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/choice_gpu.json")
+    report(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/choice_gpu.json")

@@ -140,10 +140,11 @@ def _weights_and_bias(table: PlanTable, words: np.ndarray, layer: int, dtype: An
     def section(name: str, size: int, kind: Any) -> np.ndarray:
         return rows[int(row[name]) :][:size].view(kind)
 
-    output = np.repeat(np.arange(outputs), np.diff(section("row_offset", outputs + 1, np.int32)))
-    weights = np.zeros((inputs, outputs), dtype)
-    weights[section("index_offset", edges, np.int32), output] = section("value_offset", edges, np.float32).astype(dtype)
-    return weights, section("bias_offset", outputs, np.float32).copy()
+    weights = np.zeros(inputs * outputs, dtype)  # filled input by input, as it lies
+    starts = np.repeat(np.arange(inputs) * outputs, np.diff(section("column_offset", inputs + 1, np.int32)))
+    places = starts + section("output_offset", edges, np.int32)
+    weights[places] = section("weight_offset", edges, np.float32).astype(dtype)
+    return weights.reshape(inputs, outputs), section("bias_offset", outputs, np.float32).copy()
 
 
 def network(
