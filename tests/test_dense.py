@@ -147,9 +147,7 @@ def test_a_gpu_is_as_exact_as_said(dense: Callable[[int], None], cuda: None, pre
     network, y0 = random_network(5, [33, 40, 17, 25, 30], 4.0), features()
     y, alive, active = ops.activations_and_active(build_plan(network, precision=precision), y0)
     expected = oracle.infer(network, y0)
-    np.testing.assert_allclose(
-        y, expected.activations, atol={"float32": 2e-5, "tf32": 0.1, "bfloat16": 0.8}[precision]
-    )
+    np.testing.assert_allclose(y, expected.activations, atol={"float32": 2e-5, "tf32": 0.1, "bfloat16": 0.8}[precision])
     if precision == "float32":
         np.testing.assert_array_equal(alive, expected.categories)
         np.testing.assert_array_equal(active, expected.active)
