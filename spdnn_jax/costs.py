@@ -56,7 +56,7 @@ def _between(curve: tuple[float, ...], features: int) -> float:
 # 60,000 features on an H100 (results/choice_gpu.json), and estimates between and beyond.
 KERNELS: dict[Device, Costs] = {
     "cpu": Costs(2048, (200, 300, 720, 5800, 47000, 720000), (200, 400, 1500, 13000, 115000, 1700000)),
-    "gpu": Costs(8192, (150, 120, 80, 300, 1500, 18700), (200, 160, 150, 700, 4200, 61000)),
+    "gpu": Costs(8192, (120, 120, 120, 300, 1500, 18700), (160, 160, 160, 700, 4200, 61000)),
 }
 DENSE: dict[Device, dict[Precision, Costs]] = {
     "cpu": {"float32": Costs(2048, (45, 80, 370, 2300, 18700, 520000), (80, 150, 420, 2350, 20500, 320000))},

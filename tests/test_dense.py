@@ -36,7 +36,16 @@ WIDTHS = [33, 40, 17, 25, 9]
 ROUNDING = {"float32": 0.0, "tf32": 2.0**-10, "bfloat16": 2.0**-8}
 """How far an input of a product may be moved, relative to it (docs/numerics.md)."""
 
-pytestmark = pytest.mark.usefixtures("on_cpu")
+
+@pytest.fixture(autouse=True)
+def _machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine without a GPU, but for tests that ask for one."""
+    if "cuda" in request.fixturenames:
+        yield
+        return
+    monkeypatch.setattr("spdnn_jax.plan.cuda_unavailable_reason", lambda: "nobody looks for one")
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
 
 
 @pytest.fixture
@@ -103,10 +112,8 @@ def test_dense_layers_in_the_middle_and_at_the_end(dense: Callable[[int], None])
         np.testing.assert_allclose(infer(plan, y0), dense_reference(network, y0), atol=1e-4)
 
 
-@pytest.mark.parametrize("edges", [3, 40, 300])
-@pytest.mark.parametrize("precision", costs.PRECISIONS)
-def test_a_layer_is_as_exact_as_said(dense: Callable[[int], None], with_gpu: None, precision: Any, edges: int) -> None:
-    """As on a GPU, computed on the CPU, which rounds to bfloat16 and not to TF32."""
+def errors_and_bounds(precision: Any, edges: int) -> tuple[np.ndarray, np.ndarray]:
+    """How far a layer's sums lie from those of float64, and how far they may."""
     part = random_layer(np.random.default_rng(edges), edges, 64, density=0.5)
     y = np.random.default_rng(1).normal(size=(50, edges)).astype(np.float32)
     plan = build_plan(SparseNetwork((part,), Clip.identity()), precision=precision)
@@ -116,10 +123,34 @@ def test_a_layer_is_as_exact_as_said(dense: Callable[[int], None], with_gpu: Non
     moved = (1 + ROUNDING[precision]) ** 2
     steps = 2 * (np.diff(part.indptr) + 1) * 2.0**-24
     bound = (moved - 1) * sizes + steps / (1 - steps) * (moved * sizes + np.abs(bias))
-    error = np.abs(np.asarray(infer(plan, y), np.float64) - (y @ weights + bias))
+    return np.abs(np.asarray(infer(plan, y), np.float64) - (y @ weights + bias)), bound
+
+
+@pytest.mark.parametrize("edges", [3, 40, 300])
+@pytest.mark.parametrize("precision", costs.PRECISIONS)
+def test_a_layer_is_as_exact_as_said(dense: Callable[[int], None], with_gpu: None, precision: Any, edges: int) -> None:
+    """As on a GPU, computed on the CPU, which rounds to bfloat16 and not to TF32."""
+    error, bound = errors_and_bounds(precision, edges)
     assert (error <= bound).all()
     if precision == "bfloat16":
         assert error.max() > bound.max() / 100, "a bound that says something"
+
+
+@pytest.mark.parametrize("edges", [3, 40, 300])
+@pytest.mark.parametrize("precision", costs.PRECISIONS)
+def test_a_gpu_is_as_exact_as_said(dense: Callable[[int], None], cuda: None, precision: Any, edges: int) -> None:
+    """With kernels before and behind, too."""
+    error, bound = errors_and_bounds(precision, edges)
+    assert (error <= bound).all()
+    assert precision == "float32" or error.max() > bound.max() / 1000, "something was rounded"
+    dense(20)
+    network, y0 = random_network(5, [33, 40, 17, 25, 30], 4.0), features()
+    y, alive, active = ops.activations_and_active(build_plan(network, precision=precision), y0)
+    expected = oracle.infer(network, y0)
+    np.testing.assert_allclose(y, expected.activations, atol={"float32": 2e-5, "tf32": 0.1, "bfloat16": 0.8}[precision])
+    if precision == "float32":
+        np.testing.assert_array_equal(alive, expected.categories)
+        np.testing.assert_array_equal(active, expected.active)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])

@@ -29,8 +29,8 @@ def test_everything_is_measured_compared_and_drawn(
     points = choice_map.points(content)
     assert set(points) == {(64, density, count) for density in (0.1, 0.5) for count in (1, 20)}
     for records in points.values():
-        assert {"kernels", "infer, float32", "dense float32", "JAX BCOO"} <= set(records)
-        assert all(0 <= record["largest_difference"] <= 1e-4 for record in records.values())
+        for name in ("kernels", "infer, float32", "dense float32", "JAX BCOO"):
+            assert records[name]["largest_difference"] <= 1e-4
     assert (tmp_path / "choice.png").read_bytes()[1:4] == b"PNG"
     assert "slower than 1.1 times the best other at" in capsys.readouterr().out
 
