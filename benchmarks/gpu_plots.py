@@ -13,9 +13,8 @@ from typing import Any
 import gpu_table
 import matplotlib.pyplot as plt
 
+from spdnn_jax import planner
 from spdnn_jax.command_line import plots
-
-OURS = ("chain", "resident", "grouped", "staged")
 
 
 def draw_networks(content: dict[str, Any], path: Path) -> None:
@@ -46,9 +45,9 @@ def draw_layers(content: dict[str, Any], path: Path) -> None:
         axis.plot(
             [kinds.index(record["name"]) for record in chosen],
             [record["active_edges_per_second"] / 1e12 for record in chosen],
-            "o" if contender in OURS else "s",
+            "o" if contender in planner.KERNELS else "s",
             label=contender,
-            fillstyle="full" if contender in OURS else "none",
+            fillstyle="full" if contender in planner.KERNELS else "none",
             alpha=0.8,
         )
     figure.suptitle(f"One layer of 32 edges a neuron, {content['device']}")

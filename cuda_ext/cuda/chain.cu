@@ -238,17 +238,6 @@ __device__ __forceinline__ void multiply(const Chunk& chunk, const char* column,
   }
 }
 
-// The features of a block, twice: a layer is computed from one copy into the other.
-struct Buffers {
-  float* in;
-  float* out;
-
-  __device__ void swap() {
-    float* other = in;
-    in = out, out = other;
-  }
-};
-
 struct ChainState {
   uint32_t active_words[kActiveWords];  // a bit for each feature that is not all zero
 };
@@ -256,9 +245,9 @@ struct ChainState {
 // A warp's part of all layers. Returns the features that are active after the last layer, or 0 as soon as none is seen
 // to be.
 template <int kVector>
-__device__ uint32_t run_layers(const ResidentStep& step, const Deal& deal, const Columns& columns, uint32_t used,
-                               int32_t members, ChainState& state, Supply& supply, Buffers& buffers) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+__device__ uint32_t run_layers(const ResidentStep& step, const Deal& deal, const Columns& columns, const Tile& tile,
+                               ChainState& state, Supply& supply, Buffers& buffers) {
+  const int lane = threadIdx.x % 32;
   const int quads = 1 << deal.quad_bits, sharing = quads << deal.split_bits;  // lanes of an output
   const int output = lane / sharing, column = lane % quads * kVector;
   const uint32_t stride = columns.count();
@@ -313,11 +302,8 @@ __device__ uint32_t run_layers(const ResidentStep& step, const Deal& deal, const
     __syncthreads();
     buffers.swap();
     if (!looks) continue;
-    const uint32_t active = *word & used;
-    if (warp == 0 && step.active && active) {
-      const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> lane & 1u ? members : 0);
-      if (lane == 0) atomicAdd(step.active + l, sum);
-    }
+    const uint32_t active = *word & tile.used;
+    tile.count(step, l, active);
     if (last || (!active && prunable)) return active;
   }
 }
@@ -347,10 +333,7 @@ __device__ void run_tiles(const ResidentStep& step, const Room& room, int64_t co
   const Columns columns{deal.quad_bits + kVectorBits<kVector>};
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
        first += static_cast<int64_t>(gridDim.x) * columns.count()) {
-    const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);
-    const uint32_t used = (1u << present) - 1;
-    int32_t members = threadIdx.x < present;  // that the feature of this thread's number stands for
-    if (members && step.members) members = step.members[id_of(step, first + threadIdx.x)];
+    const Tile tile(step, first, count, columns);
     if (threadIdx.x < kActiveWords) state.active_words[threadIdx.x] = 0;
     Buffers buffers{first_buffer, first_buffer + room.buffer_floats};
     load_features(step, first, count, layers[step.first_layer].inputs, columns,
@@ -358,14 +341,9 @@ __device__ void run_tiles(const ResidentStep& step, const Room& room, int64_t co
     __syncthreads();
     Supply supply(step.words, deal, deal.portions + static_cast<int64_t>(warp) * count_of_portions, count_of_portions,
                   portions + warp * kPortions, threadIdx.x % 32 >> deal.quad_bits);
-    const uint32_t active = run_layers<kVector>(step, deal, columns, used, members, state, supply, buffers);
+    const uint32_t active = run_layers<kVector>(step, deal, columns, tile, state, supply, buffers);
     supply.end();
-    const Activations<kVector> result(buffers.in, columns);
-    if (!step.target) {
-      store_results(step, first, active, columns, result);
-    } else if (const uint32_t kept = last_prunable ? active : used) {
-      store_tile(step, first, width, kept, columns, result);
-    }
+    tile.store(step, width, last_prunable, active, columns, Activations<kVector>(buffers.in, columns));
     __syncthreads();
   }
 }
@@ -510,10 +488,9 @@ cudaError_t launch_deals(const uint32_t* words, const PlanView& plan, const Scal
                          std::vector<ChainLayers>& chains, void* workspace, cudaStream_t stream) {
   DeviceLimits limits;
   if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
-  const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(words + sizeof(PlanHeader) / sizeof(uint32_t));
   Deals deals{};
-  deals.layers = layers;
-  deals.runs = reinterpret_cast<const PlanRun*>(layers + plan.header->layers);
+  deals.layers = reinterpret_cast<const PlanLayer*>(words + kLayersWord);
+  deals.runs = reinterpret_cast<const PlanRun*>(words + runs_word(*plan.header));
   deals.scale = scale;
   Portion* portions = static_cast<Portion*>(workspace);
   int all_layers = 0, kinds = 1;

@@ -212,9 +212,7 @@ cudaError_t launch(const LayerStep& step, const InputFeatures& input, const Plan
                    int bits, cudaStream_t stream) {
   const auto kernel = first_layer_kernel<kRuns>;
   const int64_t shared = ByteTile::bytes(layer.inputs, bits), features_of_block = int64_t{kVector} << bits;
-  int64_t resident_blocks = 0;  // asked for, as that lets the kernel have the memory
-  const cudaError_t error = resident_block_count(kernel, kThreads<kRuns>, shared, &resident_blocks);
-  if (error != cudaSuccess) return error;
+  if (const cudaError_t error = allow_shared_bytes(kernel, kThreads<kRuns>, shared); error != cudaSuccess) return error;
   const auto blocks = static_cast<unsigned>((step.features + features_of_block - 1) / features_of_block);
   kernel<<<blocks, kThreads<kRuns>, static_cast<size_t>(shared), stream>>>(step, input, layer, runs, bits);
   return cudaGetLastError();

@@ -24,4 +24,11 @@ cudaError_t resident_block_count(Kernel* kernel, int threads, int64_t shared_byt
   return resident_block_count(reinterpret_cast<const void*>(kernel), threads, shared_bytes, blocks);
 }
 
+// Lets a kernel whose blocks are launched as they come have so much dynamic shared memory.
+template <typename Kernel>
+cudaError_t allow_shared_bytes(Kernel* kernel, int threads, int64_t shared_bytes) {
+  int64_t blocks = 0;
+  return resident_block_count(kernel, threads, shared_bytes, &blocks);
+}
+
 }  // namespace spdnn::cuda

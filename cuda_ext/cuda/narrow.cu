@@ -13,9 +13,7 @@ constexpr int kWarps = kThreads / 32;
 constexpr int kBlocks = 2;       // of a multiprocessor, at least: one waits while the other computes
 constexpr int kActiveWords = 4;  // of as many layers
 
-int64_t buffer_floats(int64_t width) { return width * kFeatures; }
-
-int64_t shared_bytes(int64_t width) { return 2 * buffer_floats(width) * static_cast<int64_t>(sizeof(float)); }
+int64_t shared_bytes(int64_t width) { return 2 * width * kFeatures * static_cast<int64_t>(sizeof(float)); }
 
 // The sum of an output, for the lane's feature.
 template <bool kStored>
@@ -80,19 +78,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const Columns columns{5};
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * kFeatures; first < count;
        first += static_cast<int64_t>(gridDim.x) * kFeatures) {
-    const int64_t present = min(int64_t{kFeatures}, count - first);
-    const uint32_t used = present == kFeatures ? 0xFFFFFFFFu : (1u << present) - 1;
-    int32_t members = threadIdx.x < present;  // that the feature of this thread's number stands for
-    if (members && step.members) members = step.members[id_of(step, first + threadIdx.x)];
+    const Tile tile(step, first, count, columns);
     if (threadIdx.x < kActiveWords) active_words[threadIdx.x] = 0;
-    float *in = memory, *out = memory + step.max_width * kFeatures;
-    load_features(step, first, count, layers[step.first_layer].inputs, columns, Activations<1>(in, columns));
+    Buffers buffers{memory, memory + step.max_width * kFeatures};
+    load_features(step, first, count, layers[step.first_layer].inputs, columns, Activations<1>(buffers.in, columns));
     __syncthreads();
     uint32_t active = 0;
     int64_t width = 0;
     bool prunable = false;
     for (int l = step.first_layer; l < step.end_layer; ++l) {
-      const uint32_t mine = compute_layer(step, layers[l], runs, in + lane, out + lane);
+      const uint32_t mine = compute_layer(step, layers[l], runs, buffers.in + lane, buffers.out + lane);
       uint32_t* word = &active_words[l % kActiveWords];
       if (lane == 0 && mine) atomicOr(word, mine);
       // Read by all before the barrier that ended the last layer, and written again in the next but one.
@@ -100,21 +95,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       width = layers[l].outputs;
       prunable = layers[l].prunable;
       __syncthreads();
-      float* const computed = out;
-      out = in, in = computed;
-      active = *word & used;
-      if (threadIdx.x < 32 && step.active && active) {
-        const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> threadIdx.x & 1u ? members : 0);
-        if (threadIdx.x == 0) atomicAdd(step.active + l, sum);
-      }
+      buffers.swap();
+      active = *word & tile.used;
+      tile.count(step, l, active);
       if (!active && prunable) break;
     }
-    const Activations<1> result(in, columns);
-    if (!step.target) {
-      store_results(step, first, active, columns, result);
-    } else if (const uint32_t kept = prunable ? active : used) {
-      store_tile(step, first, width, kept, columns, result);
-    }
+    tile.store(step, width, prunable, active, columns, Activations<1>(buffers.in, columns));
     __syncthreads();
   }
 }

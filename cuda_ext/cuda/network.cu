@@ -142,8 +142,7 @@ class Launcher {
   }
 
   const PlanRun* device_runs() const {
-    const int64_t word = (sizeof(PlanHeader) + call_.plan.header->layers * sizeof(PlanLayer)) / sizeof(uint32_t);
-    return reinterpret_cast<const PlanRun*>(call_.words + word);
+    return reinterpret_cast<const PlanRun*>(call_.words + runs_word(*call_.plan.header));
   }
 
   const int32_t* members() const { return call_.plan.header->merge_features ? workspace_.classes.members : nullptr; }
@@ -166,8 +165,8 @@ class Launcher {
   void run_layers(const ScheduleStep& schedule, bool last) {
     ResidentStep step{};
     step.words = call_.words;
-    step.layers_word = sizeof(PlanHeader) / sizeof(uint32_t);
-    step.runs_word = step.layers_word + call_.plan.header->layers * sizeof(PlanLayer) / sizeof(uint32_t);
+    step.layers_word = kLayersWord;
+    step.runs_word = runs_word(*call_.plan.header);
     step.runs = call_.plan.header->runs;
     step.first_layer = static_cast<int>(schedule.first_layer);
     step.end_layer = static_cast<int>(schedule.end_layer);

@@ -240,20 +240,17 @@ __device__ inline Columns share_of_block(int64_t count, int fewest, int tile) {
 
 template <int kVector, int kOutputs, bool kStored>
 __global__ void __launch_bounds__(kMostThreads, 1)
-    resident_kernel(const __grid_constant__ ResidentStep step, int tile) {
+    resident_kernel(const __grid_constant__ ResidentStep step, int most) {
   extern __shared__ __align__(16) char memory[];
   __shared__ BlockState state;
-  Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + Activations<kVector>::bytes(step.max_width, tile)));
+  Staging staging(step, state, reinterpret_cast<uint32_t*>(memory + Activations<kVector>::bytes(step.max_width, most)));
   const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word);
   const int64_t count = step.count ? *step.count : step.features;
-  const Columns columns = share_of_block(count, kVector, tile);
+  const Columns columns = share_of_block(count, kVector, most);
   const Activations<kVector> activations(reinterpret_cast<float*>(memory), columns);
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * columns.count(); first < count;
        first += static_cast<int64_t>(gridDim.x) * columns.count()) {
-    const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);
-    const uint32_t used = present == kMostFeatures ? 0xFFFFFFFFu : (1u << present) - 1;
-    int32_t members = threadIdx.x < present;  // that the feature of this thread's number stands for
-    if (members && step.members) members = step.members[id_of(step, first + threadIdx.x)];
+    const Tile tile(step, first, count, columns);
     if (threadIdx.x < kStagedLayers) state.active_words[threadIdx.x] = 0;
     staging.begin();
     load_features(step, first, count, layers[step.first_layer].inputs, columns, activations);
@@ -275,18 +272,11 @@ __global__ void __launch_bounds__(kMostThreads, 1)
       prunable = record.layer.prunable;
       staging.wait();
       __syncthreads();
-      active = *word & used;
-      if (threadIdx.x < 32 && step.active && active) {
-        const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> threadIdx.x & 1u ? members : 0);
-        if (threadIdx.x == 0) atomicAdd(step.active + l, sum);
-      }
+      active = *word & tile.used;
+      tile.count(step, l, active);
       if (!active && prunable) break;
     }
-    if (!step.target) {
-      store_results(step, first, active, columns, activations);
-    } else if (const uint32_t kept = prunable ? active : used) {
-      store_tile(step, first, width, kept, columns, activations);
-    }
+    tile.store(step, width, prunable, active, columns, activations);
     staging.end();
     __syncthreads();
   }

@@ -324,4 +324,47 @@ __device__ void store_tile(const ResidentStep& step, int64_t first, int64_t widt
   }
 }
 
+// The features of a block, twice: a layer is computed from one copy into the other.
+struct Buffers {
+  float* in;
+  float* out;
+
+  __device__ void swap() {
+    float* other = in;
+    in = out, out = other;
+  }
+};
+
+// The features that a block has at work, from place `first` on.
+struct Tile {
+  int64_t first;
+  uint32_t used;    // a bit for each column that holds one
+  int32_t members;  // that the feature of this thread's number stands for; 0 where there is none
+
+  __device__ Tile(const ResidentStep& step, int64_t first, int64_t count, const Columns& columns) : first(first) {
+    const int64_t present = min(static_cast<int64_t>(columns.count()), count - first);
+    used = present == kMostFeatures ? 0xFFFFFFFFu : (1u << present) - 1;
+    members = threadIdx.x < present;
+    if (members && step.members) members = step.members[id_of(step, first + threadIdx.x)];
+  }
+
+  // Counts those that are active after layer l, if that was asked for; for the block's first warp to do.
+  __device__ void count(const ResidentStep& step, int l, uint32_t active) const {
+    if (threadIdx.x >= 32 || !step.active || !active) return;
+    const int32_t sum = __reduce_add_sync(0xFFFFFFFFu, active >> threadIdx.x & 1u ? members : 0);
+    if (threadIdx.x == 0) atomicAdd(step.active + l, sum);
+  }
+
+  // After the launch's last layer, which is so wide.
+  template <typename Activations>
+  __device__ void store(const ResidentStep& step, int64_t width, bool prunable, uint32_t active, const Columns& columns,
+                        const Activations& out) const {
+    if (!step.target) {
+      store_results(step, first, active, columns, out);
+    } else if (const uint32_t kept = prunable ? active : used) {
+      store_tile(step, first, width, kept, columns, out);
+    }
+  }
+};
+
 }  // namespace spdnn::cuda

@@ -534,8 +534,7 @@ cudaError_t launch_sampled(const Sampled& sampled, cudaStream_t stream) {
           std::min(shared_bytes / Features::bytes_of_neuron() - rows.in_width - 1, rows.out_width);
       const int64_t bytes = (rows.in_width + 1 + staged_rows) * Features::bytes_of_neuron() + kEndsBytes;
       const auto kernel = sampled_kernel<Features>;
-      int64_t resident_blocks = 0;  // asked for, as that lets the kernel have the memory
-      const cudaError_t refused = resident_block_count(kernel, kSampledThreads, bytes, &resident_blocks);
+      const cudaError_t refused = allow_shared_bytes(kernel, kSampledThreads, bytes);
       if (refused != cudaSuccess) return refused;
       const dim3 grid(static_cast<unsigned>(divide_up(rows.edges, kEdgesOfBlock)), static_cast<unsigned>(parts));
       kernel<<<grid, kSampledThreads, static_cast<size_t>(bytes), stream>>>(sampled, row_of_edge, staged_rows);

@@ -45,9 +45,16 @@ inline bool section_inside(int64_t offset, int64_t size, int64_t begin, int64_t 
 
 inline constexpr int64_t kStageWords = sizeof(StagedStage) / sizeof(uint32_t);
 
+// Where the words of a plan hold its layers' records, and behind them those of the runs.
+inline constexpr int64_t kLayersWord = sizeof(PlanHeader) / sizeof(uint32_t);
+
+inline int64_t runs_word(const PlanHeader& header) {
+  return kLayersWord + header.layers * static_cast<int64_t>(sizeof(PlanLayer) / sizeof(uint32_t));
+}
+
 inline int64_t words_of_records(const PlanHeader& header) {
-  const int64_t bytes = sizeof(PlanHeader) + header.layers * sizeof(PlanLayer) + header.runs * sizeof(PlanRun);
-  return round_up(bytes / sizeof(uint32_t), kWordAlignment);
+  return round_up(runs_word(header) + header.runs * static_cast<int64_t>(sizeof(PlanRun) / sizeof(uint32_t)),
+                  kWordAlignment);
 }
 
 // Checks the records of layer l: that it goes on where the layer before ends, and that its sections fill its part of
