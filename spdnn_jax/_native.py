@@ -111,8 +111,9 @@ def _cuda() -> ctypes.CDLL:
     library = ctypes.CDLL(str(CUDA_LIBRARY))
     library.spdnn_cuda_workspace_bytes.restype = ctypes.c_int64
     library.spdnn_cuda_workspace_bytes.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
-    library.spdnn_cuda_sampled_workspace_bytes.restype = ctypes.c_int64
-    library.spdnn_cuda_sampled_workspace_bytes.argtypes = [ctypes.c_int64] * 2
+    for of_layer in (library.spdnn_cuda_product_workspace_bytes, library.spdnn_cuda_sampled_workspace_bytes):
+        of_layer.restype = ctypes.c_int64
+        of_layer.argtypes = [ctypes.c_int64] * 4
     library.spdnn_cuda_chain_workspace_bytes.restype = ctypes.c_int64
     library.spdnn_cuda_chain_workspace_bytes.argtypes = [ctypes.c_void_p, *[ctypes.c_int64] * 3]
     return library
@@ -136,9 +137,14 @@ def cuda_workspace_bytes(records: np.ndarray, features: int) -> int:
     return _size_by_records(_cuda().spdnn_cuda_workspace_bytes(records.ctypes.data, records.size, features))
 
 
-def cuda_sampled_workspace_bytes(features: int, edges: int) -> int:
+def cuda_product_workspace_bytes(features: int, inputs: int, outputs: int, edges: int) -> int:
+    """As `cuda_workspace_bytes`, of a layer in compressed rows."""
+    return _cuda().spdnn_cuda_product_workspace_bytes(features, inputs, outputs, edges)
+
+
+def cuda_sampled_workspace_bytes(features: int, inputs: int, outputs: int, edges: int) -> int:
     """As `cuda_workspace_bytes`, of the derivative in the values of a layer."""
-    return _cuda().spdnn_cuda_sampled_workspace_bytes(features, edges)
+    return _cuda().spdnn_cuda_sampled_workspace_bytes(features, inputs, outputs, edges)
 
 
 def cuda_chain_workspace_bytes(records: np.ndarray, words: int, features: int) -> int:

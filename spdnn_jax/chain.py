@@ -8,7 +8,7 @@ However many layers there are, and however different, each is one custom call; i
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -223,13 +223,9 @@ def _workspace(features: int, words: jax.Array, table: RowsTable) -> jax.ShapeDt
     return jax.ShapeDtypeStruct((size,), jnp.uint8)
 
 
-def _native_rules(call: Callable[..., Any]) -> dict[str, Any]:
-    return rules.native(call, functools.partial(call, cuda=True))
-
-
-chain_p = rules.define(rules.Kernel("spdnn_chain", _chain_xla, _native_rules(_call_chain)), _chain_abstract)
+chain_p = rules.define(rules.Kernel("spdnn_chain", _chain_xla, rules.native(_call_chain)), _chain_abstract)
 chain_derivative_p = rules.define(
-    rules.Kernel("spdnn_chain_derivative", _chain_derivative_xla, _native_rules(_call_derivative), features=(0, 1)),
+    rules.Kernel("spdnn_chain_derivative", _chain_derivative_xla, rules.native(_call_derivative), features=(0, 1)),
     _derivative_abstract,
 )
 

@@ -12,7 +12,7 @@ run.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -138,11 +138,17 @@ def _call_layer(
     *index: jax.Array,
     lower: float,
     upper: float,
+    cuda: bool = False,
 ) -> Sequence[jax.Array]:
+    """The custom call; on a GPU its workspace is one result more."""
     del index
-    result = jax.ShapeDtypeStruct((y.shape[0], indptr.shape[0] - 1), jnp.float32)
-    call = jax.ffi.ffi_call(LAYER_TARGET, [result])
-    return call(y, indptr, indices, values, bias, lower=np.float32(lower), upper=np.float32(upper))
+    features, outputs = y.shape[0], indptr.shape[0] - 1
+    results = [jax.ShapeDtypeStruct((features, outputs), jnp.float32)]
+    if cuda:
+        size = _native.cuda_product_workspace_bytes(features, y.shape[1], outputs, indices.shape[0])
+        results.append(jax.ShapeDtypeStruct((size,), jnp.uint8))
+    call = jax.ffi.ffi_call(LAYER_TARGET, results)
+    return call(y, indptr, indices, values, bias, lower=np.float32(lower), upper=np.float32(upper))[:1]
 
 
 def _call_product(
@@ -152,13 +158,14 @@ def _call_product(
     indices: jax.Array,
     *index: jax.Array,
     transposed: bool,
-    permuted: Callable[[jax.Array, jax.Array], jax.Array],
+    cuda: bool = False,
 ) -> Sequence[jax.Array]:
     """Weights of the transposed product are brought into its order first, outside the kernel."""
     if transposed:
         indptr, indices, edges = index
+        permuted = _permuted_cuda if cuda else _permuted_cpu
         values = values if values.ndim == 0 else permuted(values, edges)
-    return _call_layer(x, values, jnp.float32(0), indptr, indices, lower=-np.inf, upper=np.inf)
+    return _call_layer(x, values, jnp.float32(0), indptr, indices, lower=-np.inf, upper=np.inf, cuda=cuda)
 
 
 def _permuted_cpu(values: jax.Array, order: jax.Array) -> jax.Array:
@@ -174,39 +181,21 @@ def _permuted_cuda(values: jax.Array, order: jax.Array) -> jax.Array:
 
 
 def _call_sampled(
-    x: jax.Array, y: jax.Array, indptr: jax.Array, indices: jax.Array, *index: jax.Array
+    x: jax.Array, y: jax.Array, indptr: jax.Array, indices: jax.Array, *index: jax.Array, cuda: bool = False
 ) -> Sequence[jax.Array]:
+    """The custom call; on a GPU its workspace is one result more."""
     del index
-    result = jax.ShapeDtypeStruct(indices.shape, jnp.float32)
-    return jax.ffi.ffi_call(SAMPLED_TARGET, [result])(x, y, indptr, indices)
-
-
-def _call_sampled_cuda(
-    x: jax.Array, y: jax.Array, indptr: jax.Array, indices: jax.Array, *index: jax.Array
-) -> Sequence[jax.Array]:
-    """The custom call, with its workspace as one result more."""
-    del index
-    workspace = _native.cuda_sampled_workspace_bytes(x.shape[0], indices.shape[0])
-    results = [jax.ShapeDtypeStruct(indices.shape, jnp.float32), jax.ShapeDtypeStruct((workspace,), jnp.uint8)]
+    results = [jax.ShapeDtypeStruct(indices.shape, jnp.float32)]
+    if cuda:
+        size = _native.cuda_sampled_workspace_bytes(x.shape[0], x.shape[1], y.shape[1], indices.shape[0])
+        results.append(jax.ShapeDtypeStruct((size,), jnp.uint8))
     return jax.ffi.ffi_call(SAMPLED_TARGET, results)(x, y, indptr, indices)[:1]
 
 
-layer_p = rules.define(rules.Kernel("spdnn_layer", layer_xla, rules.native(_call_layer, _call_layer)), _layer_abstract)
-product_p = rules.define(
-    rules.Kernel(
-        "spdnn_product",
-        _product_xla,
-        rules.native(
-            functools.partial(_call_product, permuted=_permuted_cpu),
-            functools.partial(_call_product, permuted=_permuted_cuda),
-        ),
-    ),
-    _product_abstract,
-)
+layer_p = rules.define(rules.Kernel("spdnn_layer", layer_xla, rules.native(_call_layer)), _layer_abstract)
+product_p = rules.define(rules.Kernel("spdnn_product", _product_xla, rules.native(_call_product)), _product_abstract)
 sampled_p = rules.define(
-    rules.Kernel(
-        "spdnn_sampled", _sampled_xla, rules.native(_call_sampled, _call_sampled_cuda), features=(0, 1), sums=(0,)
-    ),
+    rules.Kernel("spdnn_sampled", _sampled_xla, rules.native(_call_sampled), features=(0, 1), sums=(0,)),
     _sampled_abstract,
 )
 

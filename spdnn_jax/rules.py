@@ -41,9 +41,16 @@ class Kernel:
     sums: tuple[int, ...] = ()
 
 
-def native(cpu: Callable[..., Any], cuda: Callable[..., Any]) -> dict[str, Any]:
-    """Lowering rules for the platforms that have a native back end, from functions that make its custom call."""
-    calls = {"cpu": cpu, "cuda": cuda} if _native.has_cuda_library() else {"cpu": cpu}
+def native(cpu: Callable[..., Any], cuda: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Lowering rules for the platforms that have a native back end.
+
+    Args:
+        cpu: Makes the custom call of the CPU.
+        cuda: That of CUDA; by default `cpu` does, with the argument `cuda=True`.
+    """
+    calls = (
+        {"cpu": cpu, "cuda": cuda or functools.partial(cpu, cuda=True)} if _native.has_cuda_library() else {"cpu": cpu}
+    )
     return {platform: mlir.lower_fun(call, multiple_results=True) for platform, call in calls.items()}
 
 

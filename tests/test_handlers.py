@@ -126,10 +126,13 @@ def cuda_calls() -> dict[str, Call]:
     network = with_workspace(made["network"], _native.cuda_workspace_bytes(table.records, FEATURES))
     schedule = planner.schedule(table).records
     made["network"] = dataclasses.replace(network, attributes={**network.attributes, "schedule": schedule})
+    inputs, outputs = (made["sampled"].arguments[name].shape[1] for name in ("in", "out"))
     edges = made["sampled"].arguments["indices"].size
     for name, of_inputs in (("layer", "y"), ("sampled", "in")):  # indices then name inputs that are not there
         made[name] = dataclasses.replace(made[name], also=made[name].also | {f"{of_inputs}: axis 1 shorter"})
-    made["sampled"] = with_workspace(made["sampled"], _native.cuda_sampled_workspace_bytes(FEATURES, edges))
+    sizes = {"layer": _native.cuda_product_workspace_bytes, "sampled": _native.cuda_sampled_workspace_bytes}
+    for name, size in sizes.items():
+        made[name] = with_workspace(made[name], size(FEATURES, inputs, outputs, edges))
     for name in ("chain", "derivative", "transposed"):
         records, words = made[name].attributes["table"], made[name].arguments["words"].size
         made[name] = with_workspace(made[name], _native.cuda_chain_workspace_bytes(records, words, FEATURES))

@@ -50,9 +50,11 @@ ffi::Error network(cudaStream_t stream, ffi::AnyBuffer y0, Words words, ffi::Res
 }
 
 ffi::Error layer(cudaStream_t stream, Floats y, Ints indptr, Ints indices, Floats values, Floats bias,
-                 ffi::Result<Floats> result, float lower, float upper) {
+                 ffi::Result<Floats> result, ffi::Result<Bytes> workspace, float lower, float upper) {
   Product product{};
-  const std::string wrong = arguments::read_layer(y, indptr, indices, values, bias, *result, lower, upper, &product);
+  std::string wrong = arguments::read_layer(y, indptr, indices, values, bias, *result, lower, upper, &product);
+  if (wrong.empty()) wrong = check_workspace(*workspace, product_workspace_bytes(product.rows, product.features));
+  product.workspace = workspace->typed_data();
   return wrong.empty() ? from_cuda(launch_product(product, stream)) : invalid(wrong);
 }
 
@@ -60,8 +62,8 @@ ffi::Error sampled(cudaStream_t stream, Floats in, Floats out, Ints indptr, Ints
                    ffi::Result<Bytes> workspace) {
   Sampled call{};
   std::string wrong = arguments::read_sampled(in, out, indptr, indices, *result, &call);
-  if (wrong.empty()) wrong = check_workspace(*workspace, sampled_workspace_bytes(call.features, call.rows.edges));
-  call.workspace = reinterpret_cast<float*>(workspace->typed_data());
+  if (wrong.empty()) wrong = check_workspace(*workspace, sampled_workspace_bytes(call.rows, call.features));
+  call.workspace = workspace->typed_data();
   return wrong.empty() ? from_cuda(launch_sampled(call, stream)) : invalid(wrong);
 }
 
@@ -71,7 +73,7 @@ std::string read_chain(const Floats& in, const Floats& out, const Words& masks, 
                        const Bytes& workspace, Table table, bool transposed, ChainCall* call) {
   const std::string wrong = arguments::read_chain(in, out, masks, words, table, transposed, call);
   if (!wrong.empty()) return wrong;
-  call->workspace = reinterpret_cast<float*>(workspace.typed_data());
+  call->workspace = reinterpret_cast<char*>(workspace.typed_data());
   return check_workspace(workspace, chain_workspace_bytes(call->rows, call->features));
 }
 
@@ -114,6 +116,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(SpdnnLayerCuda, spdnn::cuda::layer,
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Arg<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::DataType::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::DataType::U8>>()
                                   .Attr<float>("lower")
                                   .Attr<float>("upper"),
                               {xla::ffi::Traits::kCmdBufferCompatible});
@@ -160,9 +163,18 @@ extern "C" __attribute__((visibility("default"))) int64_t spdnn_cuda_workspace_b
 }
 
 // The workspaces of the other calls.
-extern "C" __attribute__((visibility("default"))) int64_t spdnn_cuda_sampled_workspace_bytes(int64_t features,
+extern "C" __attribute__((visibility("default"))) int64_t spdnn_cuda_product_workspace_bytes(int64_t features,
+                                                                                             int64_t inputs,
+                                                                                             int64_t outputs,
                                                                                              int64_t edges) {
-  return spdnn::cuda::sampled_workspace_bytes(features, edges);
+  return spdnn::cuda::product_workspace_bytes({inputs, outputs, edges, nullptr, nullptr}, features);
+}
+
+extern "C" __attribute__((visibility("default"))) int64_t spdnn_cuda_sampled_workspace_bytes(int64_t features,
+                                                                                             int64_t inputs,
+                                                                                             int64_t outputs,
+                                                                                             int64_t edges) {
+  return spdnn::cuda::sampled_workspace_bytes({inputs, outputs, edges, nullptr, nullptr}, features);
 }
 
 extern "C" __attribute__((visibility("default"))) int64_t spdnn_cuda_chain_workspace_bytes(const int64_t* table,

@@ -19,6 +19,21 @@ __device__ __forceinline__ uint32_t opaque(uint32_t value) {
   return value;
 }
 
+// Reads sixteen bytes of shared memory here, not where they are used first.
+template <typename T>
+__device__ __forceinline__ T read_shared_now(const void* source) {
+  static_assert(sizeof(T) == 16);
+  union {
+    uint32_t words[4];
+    T value;
+  } read;
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(source));
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(read.words[0]), "=r"(read.words[1]), "=r"(read.words[2]), "=r"(read.words[3])
+               : "r"(address));
+  return read.value;
+}
+
 // Starts to copy 4, 8 or 16 bytes from device memory to shared memory, past the registers.
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* target, const void* source) {

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include "row_chain.h"
@@ -19,8 +20,15 @@ Mask mask_of(const ChainCall& call, const RowsLayer& layer) {
   return {call.masks + layer.mask_word, call.rows.mask_words()};
 }
 
+int64_t buffer_bytes(const RowsView& rows, int64_t features) {
+  constexpr int64_t kAlignment = 256;
+  return round_up(features * rows.widest() * static_cast<int64_t>(sizeof(float)), kAlignment);
+}
+
 Product by_output(const ChainCall& call, const RowsLayer& layer) {
   Product product{};
+  product.features = call.features;
+  product.workspace = call.workspace + 2 * buffer_bytes(call.rows, call.features);
   product.rows = {layer.inputs, layer.outputs, layer.edges, ints(call, layer.row_offset),
                   ints(call, layer.index_offset)};
   product.values = floats(call, layer.value_offset);
@@ -41,7 +49,8 @@ Product by_input(const ChainCall& call, const RowsLayer& layer) {
 template <typename Step>
 cudaError_t walk(const ChainCall& call, bool backwards, const Step& step) {
   const int64_t layers = call.rows.count;
-  float* buffers[] = {call.workspace, call.workspace + call.features * call.rows.widest()};
+  const int64_t bytes = buffer_bytes(call.rows, call.features);
+  float* buffers[] = {reinterpret_cast<float*>(call.workspace), reinterpret_cast<float*>(call.workspace + bytes)};
   const float* in = call.in;
   for (int64_t l = 0; l < layers; ++l) {
     float* out = l + 1 == layers ? call.out : buffers[l % 2];
@@ -54,14 +63,22 @@ cudaError_t walk(const ChainCall& call, bool backwards, const Step& step) {
 
 }  // namespace
 
+// Two buffers for activations, and the largest workspace of a product, either way.
 int64_t chain_workspace_bytes(const RowsView& rows, int64_t features) {
-  return 2 * features * rows.widest() * static_cast<int64_t>(sizeof(float));
+  int64_t of_product = 0;
+  for (int64_t l = 0; l < rows.count; ++l) {
+    const RowsLayer& layer = rows.layers[l];
+    for (const CompressedRows& way : {CompressedRows{layer.inputs, layer.outputs, layer.edges, nullptr, nullptr},
+                                      CompressedRows{layer.outputs, layer.inputs, layer.edges, nullptr, nullptr}}) {
+      of_product = std::max(of_product, product_workspace_bytes(way, features));
+    }
+  }
+  return 2 * buffer_bytes(rows, features) + of_product;
 }
 
 cudaError_t run_chain(const ChainCall& call, cudaStream_t stream) {
   return walk(call, false, [&](const RowsLayer& layer, const float* in, float* out) {
     Product product = by_output(call, layer);
-    product.features = call.features;
     product.in = in;
     product.bias = floats(call, layer.bias_offset);
     product.lower = finite_bound(static_cast<float>(layer.lower));
@@ -78,7 +95,6 @@ cudaError_t run_chain_derivative(const ChainCall& call, bool transposed, cudaStr
   return walk(call, transposed, [&](const RowsLayer& layer, const float* in, float* out) {
     Product product = transposed ? by_input(call, layer) : by_output(call, layer);
     (transposed ? product.in_mask : product.out_mask) = mask_of(call, layer);
-    product.features = call.features;
     product.in = in;
     product.out = out;
     return launch_product(product, stream);

@@ -16,7 +16,7 @@ struct ChainCall {
   const float* in = nullptr;  // (features, inputs); (features, outputs) where `transposed`
   float* out = nullptr;       // the reverse
   uint32_t* masks = nullptr;  // (features, mask words)
-  float* workspace = nullptr;
+  char* workspace = nullptr;  // chain_workspace_bytes
 };
 
 // Bytes of workspace that a call needs.

@@ -1,24 +1,15 @@
 #include <algorithm>
 #include <cmath>
 
-#include "intrinsics.cuh"
 #include "launch.h"
+#include "row_edges.cuh"
 #include "row_products.h"
+#include "sliced_products.h"
 
 namespace spdnn::cuda {
 namespace {
 
-constexpr int kQuad = 4;  // edges, or features, that are read at a time
 constexpr int kMostFeatures = 32;
-
-template <int kCount>
-struct alignas(kCount * sizeof(float)) Floats {
-  float at[kCount];
-};
-
-struct alignas(16) Ints {
-  int32_t at[kQuad];
-};
 
 // --- features of a block in shared memory, as [neuron][feature], and behind the last neuron one of zeros ---
 
@@ -75,54 +66,6 @@ cudaError_t with_resident(int count, const Run& run) {
 
 constexpr int kProductThreads = 1024;
 
-// Four edges of a lane.
-struct Quad {
-  Ints indices;
-  Floats<kQuad> weights;
-};
-
-// Edges of rows, four at a time from a multiple of four on: so they are read 16 bytes at a time wherever a row begins.
-struct EdgeReader {
-  const int32_t* indices;
-  const float* values;  // null: `value` for all
-  float value;
-  uint32_t edges;
-  bool aligned;
-
-  __device__ EdgeReader(const Product& product, bool aligned)
-      : indices(product.rows.indices),
-        values(product.single_value ? nullptr : product.values),
-        value(product.single_value ? product.values[0] : 0.0f),
-        edges(static_cast<uint32_t>(product.rows.edges)),
-        aligned(aligned) {}
-
-  // From any place on, though nobody needs what lies behind the last row.
-  __device__ __forceinline__ void read(uint32_t first, Quad& quad) const {
-    if (aligned && first + kQuad <= edges) {
-      quad.indices = *reinterpret_cast<const Ints*>(indices + first);
-      if (values) quad.weights = *reinterpret_cast<const Floats<kQuad>*>(values + first);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k) {
-        const uint32_t edge = min(first + k, edges - 1);
-        quad.indices.at[k] = indices[edge];
-        if (values) quad.weights.at[k] = values[edge];
-      }
-    }
-  }
-};
-
-// Edges of a row.
-struct RowEdges {
-  uint32_t begin, end;
-
-  __device__ RowEdges(const CompressedRows& rows, int64_t row) : begin(0), end(0) {
-    if (row >= rows.out_width) return;
-    begin = max(rows.indptr[row], 0);
-    end = static_cast<uint32_t>(min(int64_t{max(rows.indptr[row + 1], 0)}, rows.edges));
-  }
-};
-
 // Sums of one output for the features of a lane, of every `lanes`-th quad of edges from the `lane`-th on, two ahead.
 // `activation(index)` are the features of an input, zeros for `none` and beyond.
 template <int kVector, typename Activation>
@@ -165,28 +108,6 @@ __device__ __forceinline__ void sum_row(const EdgeReader& reader, const RowEdges
       first += step;
       if (first >= row.end) return;
     }
-  }
-}
-
-// Adds up what lanes have of the same outputs, those that differ in the bits from kFrom to kTo: each time two lanes
-// meet, each hands the other half of its sums over. Returns the first of those that stay, sums[0] and on, of which
-// there are kCount.
-template <int kFrom, int kTo, int kCount>
-__device__ __forceinline__ int share_sums(float* sums, int lane) {
-  if constexpr (kFrom >= kTo) {
-    return 0;
-  } else if constexpr (kCount == 1) {
-    sums[0] += __shfl_xor_sync(0xFFFFFFFFu, sums[0], kFrom);
-    return share_sums<2 * kFrom, kTo, 1>(sums, lane);
-  } else {
-    constexpr int kHalf = kCount / 2;
-    const bool upper = lane & kFrom;
-#pragma unroll
-    for (int v = 0; v < kHalf; ++v) {
-      const float given = upper ? sums[v] : sums[v + kHalf], kept = upper ? sums[v + kHalf] : sums[v];
-      sums[v] = kept + __shfl_xor_sync(0xFFFFFFFFu, given, kFrom);
-    }
-    return (upper ? kHalf : 0) + share_sums<2 * kFrom, kTo, kHalf>(sums, lane);
   }
 }
 
@@ -295,15 +216,20 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 
 constexpr int64_t kMostBlocksY = 65535;
 
-int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
-
 }  // namespace
+
+int64_t product_workspace_bytes(const CompressedRows& rows, int64_t features) {
+  return slices_pay(rows, features) ? std::max<int64_t>(sliced_product_bytes(rows), 1) : 1;  // no empty buffer
+}
 
 cudaError_t launch_product(const Product& product, cudaStream_t stream) {
   const CompressedRows& rows = product.rows;
   if (product.features == 0 || rows.out_width == 0) return cudaSuccess;
   DeviceLimits limits;
   if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
+  if (slices_pay(rows, product.features) && sliced_product_bytes(rows) > 0 && fits_slices(limits)) {
+    return launch_sliced_product(product, limits, stream);
+  }
   const bool aligned = is_aligned(rows.indices) && (product.single_value || is_aligned(product.values));
   const int count = resident_features(rows.in_width, product.features, limits.block_shared_bytes);
   if (count == 0) {
@@ -370,179 +296,6 @@ cudaError_t launch_store_mask(const StoreMask& step, cudaStream_t stream) {
   if (parts == 0) return cudaSuccess;
   const int64_t blocks = std::min<int64_t>(divide_up(parts, kMaskThreads / 32), 1 << 20);
   store_mask_kernel<<<static_cast<unsigned>(blocks), kMaskThreads, 0, stream>>>(step);
-  return cudaGetLastError();
-}
-
-// --- sampled product ---
-
-namespace {
-
-constexpr int kSampledThreads = 512;
-constexpr int kEdgesOfBlock = 16384;
-constexpr int kEdgesAtOnce = 4;  // of a lane, on their way from shared memory
-constexpr int64_t kEndsBytes = kEdgesOfBlock * static_cast<int64_t>(sizeof(uint32_t));
-constexpr int64_t kWantedBlocks = 264;  // two for each multiprocessor of the largest devices
-constexpr int64_t kPackedNeurons = 1 << 16;
-
-// Outputs that a block's edges are likely to have between them, where rows are somewhat uneven.
-int64_t outputs_of_block(const CompressedRows& rows) {
-  return std::min(rows.out_width, 2 * divide_up(kEdgesOfBlock * rows.out_width, rows.edges));
-}
-
-// Parts that the features are cut into, whose sums are added up at the end.
-int64_t sampled_parts(int64_t features, int64_t edges) {
-  const int64_t edge_blocks = std::max<int64_t>(divide_up(edges, kEdgesOfBlock), 1);
-  return std::max<int64_t>(1, std::min(kWantedBlocks / edge_blocks, divide_up(features, kMostFeatures)));
-}
-
-// The output of each edge.
-__global__ void __launch_bounds__(kMaskThreads)
-    rows_of_edges_kernel(const __grid_constant__ CompressedRows rows, int32_t* row_of_edge) {
-  for (int64_t edge = static_cast<int64_t>(blockIdx.x) * kMaskThreads + threadIdx.x; edge < rows.edges;
-       edge += static_cast<int64_t>(gridDim.x) * kMaskThreads) {
-    int64_t low = 0, high = rows.out_width;  // indptr[low] <= edge < indptr[high]
-    while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
-      (rows.indptr[middle] <= edge ? low : high) = middle;
-    }
-    row_of_edge[edge] = static_cast<int32_t>(low);
-  }
-}
-
-// Sums of edges from `first` on, every `step`-th, for the features of the block's part: activations are read where they
-// are.
-__device__ void sample_edges(const Sampled& sampled, const int32_t* row_of_edge, int64_t first, int64_t end,
-                             int64_t step) {
-  const CompressedRows& rows = sampled.rows;
-  for (int64_t edge = first; edge < end; edge += step) {
-    const auto index = static_cast<uint32_t>(rows.indices[edge]);
-    const float* out = sampled.out + row_of_edge[edge];
-    float sum = 0;
-    if (index < rows.in_width) {
-      const float* in = sampled.in + index;
-      for (int64_t feature = blockIdx.y; feature < sampled.features; feature += gridDim.y) {
-        sum = fmaf(out[feature * rows.out_width], in[feature * rows.in_width], sum);
-      }
-    }
-    sampled.workspace[blockIdx.y * rows.edges + edge] = sum;
-  }
-}
-
-// Where not even one feature fits into shared memory, or both ends of an edge not into one word.
-__global__ void __launch_bounds__(kSampledThreads)
-    wide_sampled_kernel(const __grid_constant__ Sampled sampled, const int32_t* row_of_edge) {
-  sample_edges(sampled, row_of_edge, static_cast<int64_t>(blockIdx.x) * kSampledThreads + threadIdx.x,
-               sampled.rows.edges, static_cast<int64_t>(gridDim.x) * kSampledThreads);
-}
-
-// Lanes hold the sums of many edges, and neighbours those of neighbouring edges, whose outputs are few: these, too, are
-// kept in shared memory, which has room for `staged_rows`. Both ends of an edge are kept in one word.
-template <typename Features>
-__global__ void __launch_bounds__(kSampledThreads)
-    sampled_kernel(const __grid_constant__ Sampled sampled, const int32_t* row_of_edge, int64_t staged_rows) {
-  using Vector = typename Features::Vector;
-  constexpr int kVector = Features::kVector, kLanes = Features::kLanes, kFeatures = Features::kCount;
-  constexpr int kShare = kLanes > 1 ? 2 : 1;  // lanes that share edges, each with other features
-  constexpr int kTurns = kLanes / kShare, kGroups = kSampledThreads / kShare, kEdges = kEdgesOfBlock / kGroups;
-  extern __shared__ __align__(16) float memory[];
-  const CompressedRows& rows = sampled.rows;
-  Vector* in = reinterpret_cast<Vector*>(memory);
-  Vector* out = in + (rows.in_width + 1) * kLanes;
-  uint32_t* ends = reinterpret_cast<uint32_t*>(out + staged_rows * kLanes);
-  const int lane = threadIdx.x % kShare, group = threadIdx.x / kShare;
-  const int64_t first_edge = static_cast<int64_t>(blockIdx.x) * kEdgesOfBlock;
-  const int count = static_cast<int>(min(rows.edges - first_edge, int64_t{kEdgesOfBlock}));
-  const int64_t first_row = row_of_edge[first_edge], end_row = row_of_edge[first_edge + count - 1] + 1;
-  if (end_row - first_row > staged_rows) {  // rows of hardly any edges
-    return sample_edges(sampled, row_of_edge, first_edge + threadIdx.x, first_edge + count, kSampledThreads);
-  }
-  for (int k = threadIdx.x; k < kEdgesOfBlock; k += kSampledThreads) {
-    const int64_t edge = first_edge + min(k, count - 1);
-    const uint32_t index = min(static_cast<uint32_t>(rows.indices[edge]), static_cast<uint32_t>(rows.in_width));
-    ends[k] = index << 16 | static_cast<uint32_t>(row_of_edge[edge] - first_row);
-  }
-  float sums[kEdges] = {};
-  for (int64_t first = static_cast<int64_t>(blockIdx.y) * kFeatures; first < sampled.features;
-       first += static_cast<int64_t>(gridDim.y) * kFeatures) {
-    __syncthreads();
-    Features::load(sampled.in, rows.in_width, 0, rows.in_width + 1, first, sampled.features, Mask{}, in);
-    Features::load(sampled.out, rows.out_width, first_row, end_row, first, sampled.features, Mask{}, out);
-    __syncthreads();
-#pragma unroll 1
-    for (int turn = 0; turn < kTurns; ++turn) {
-      const int place = (turn + group) % kTurns * kShare + lane;  // neighbours read different banks
-#pragma unroll
-      for (int k = 0; k < kEdges; ++k) {
-        if (k % kEdgesAtOnce == 0) __syncwarp();  // loads do not pass it: those of all edges would fit no registers
-        const uint32_t both = ends[group + k * kGroups];
-        const Vector x = in[(both >> 16) * kLanes + place], y = out[(both & 0xFFFF) * kLanes + place];
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) sums[k] = fmaf(y.at[v], x.at[v], sums[k]);
-      }
-    }
-  }
-#pragma unroll
-  for (int k = 0; k < kEdges; ++k) {
-    float sum = sums[k];
-    if constexpr (kShare > 1) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
-    const int edge = group + k * kGroups;
-    if (lane == 0 && edge < count) sampled.workspace[blockIdx.y * rows.edges + first_edge + edge] = sum;
-  }
-}
-
-__global__ void __launch_bounds__(kMaskThreads)
-    add_parts_kernel(const float* parts, int64_t count, int64_t edges, float* result) {
-  for (int64_t edge = static_cast<int64_t>(blockIdx.x) * kMaskThreads + threadIdx.x; edge < edges;
-       edge += static_cast<int64_t>(gridDim.x) * kMaskThreads) {
-    float sum = 0;
-    for (int64_t part = 0; part < count; ++part) sum += parts[part * edges + edge];
-    result[edge] = sum;
-  }
-}
-
-}  // namespace
-
-// The sums of each part, and the output of each edge.
-int64_t sampled_workspace_bytes(int64_t features, int64_t edges) {
-  return (sampled_parts(features, edges) + 1) * edges * static_cast<int64_t>(sizeof(float));
-}
-
-cudaError_t launch_sampled(const Sampled& sampled, cudaStream_t stream) {
-  const CompressedRows& rows = sampled.rows;
-  if (rows.edges == 0) return cudaSuccess;
-  DeviceLimits limits;
-  cudaError_t error = read_device_limits(&limits);
-  if (error != cudaSuccess) return error;
-  const int64_t parts = sampled_parts(sampled.features, rows.edges);
-  int32_t* row_of_edge = reinterpret_cast<int32_t*>(sampled.workspace + parts * rows.edges);
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(divide_up(rows.edges, kMaskThreads), 1 << 20));
-  rows_of_edges_kernel<<<blocks, kMaskThreads, 0, stream>>>(rows, row_of_edge);
-  if ((error = cudaGetLastError()) != cudaSuccess) return error;
-  const bool packs = rows.in_width <= kPackedNeurons && rows.out_width <= kPackedNeurons && sampled.features > 0;
-  const int64_t shared_bytes = limits.block_shared_bytes - kEndsBytes;
-  const int count =
-      packs ? resident_features(rows.in_width + outputs_of_block(rows), sampled.features, shared_bytes) : 0;
-  if (count == 0) {
-    const dim3 grid(static_cast<unsigned>(std::min<int64_t>(divide_up(rows.edges, kSampledThreads), 1 << 20)),
-                    static_cast<unsigned>(parts));
-    wide_sampled_kernel<<<grid, kSampledThreads, 0, stream>>>(sampled, row_of_edge);
-    error = cudaGetLastError();
-  } else {
-    error = with_resident(count, [&](auto features) {
-      using Features = decltype(features);
-      const int64_t staged_rows =
-          std::min(shared_bytes / Features::bytes_of_neuron() - rows.in_width - 1, rows.out_width);
-      const int64_t bytes = (rows.in_width + 1 + staged_rows) * Features::bytes_of_neuron() + kEndsBytes;
-      const auto kernel = sampled_kernel<Features>;
-      const cudaError_t refused = allow_shared_bytes(kernel, kSampledThreads, bytes);
-      if (refused != cudaSuccess) return refused;
-      const dim3 grid(static_cast<unsigned>(divide_up(rows.edges, kEdgesOfBlock)), static_cast<unsigned>(parts));
-      kernel<<<grid, kSampledThreads, static_cast<size_t>(bytes), stream>>>(sampled, row_of_edge, staged_rows);
-      return cudaGetLastError();
-    });
-  }
-  if (error != cudaSuccess) return error;
-  add_parts_kernel<<<blocks, kMaskThreads, 0, stream>>>(sampled.workspace, parts, rows.edges, sampled.result);
   return cudaGetLastError();
 }
 

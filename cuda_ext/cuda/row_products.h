@@ -39,8 +39,11 @@ struct Product {
   bool single_bias;
   float lower, upper;
   Mask in_mask, out_mask;
-  float* out;  // (features, out_width)
+  float* out;       // (features, out_width)
+  void* workspace;  // product_workspace_bytes
 };
+
+int64_t product_workspace_bytes(const CompressedRows& rows, int64_t features);
 
 cudaError_t launch_product(const Product& product, cudaStream_t stream);
 
@@ -60,11 +63,11 @@ struct Sampled {
   int64_t features;
   const float* in;   // (features, in_width)
   const float* out;  // (features, out_width)
-  float* workspace;  // sampled_workspace_bytes
+  void* workspace;   // sampled_workspace_bytes
   float* result;     // (edges)
 };
 
-int64_t sampled_workspace_bytes(int64_t features, int64_t edges);
+int64_t sampled_workspace_bytes(const CompressedRows& rows, int64_t features);
 
 cudaError_t launch_sampled(const Sampled& sampled, cudaStream_t stream);
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
-from spdnn_jax import SparseLayer, build_plan
+from spdnn_jax import SparseLayer, build_plan, pack_bits
 from tests.conftest import dense_reference, random_layer, random_network
 from tests.emulator import emulate
 
@@ -13,6 +14,10 @@ pytestmark = pytest.mark.skipif(emulate.missing() is not None, reason=str(emulat
 
 SHAPES = [(1, 1, 1), (3, 45, 33), (5, 8, 2100), (37, 100, 64), (70, 9000, 20), (3, 30000, 9), (6, 60000, 5)]
 """Features, inputs, outputs: from 32 features of a block down to 1, and to inputs that no block can hold."""
+
+
+SLICED = [(40, 100, 70), (33, 2500, 30), (70, 1300, 1100)]
+"""One slice and three, one block of outputs and more; features that do not divide."""
 
 
 @pytest.fixture(scope="module")
@@ -26,38 +31,94 @@ def example(inputs: int, outputs: int) -> SparseLayer:
     return random_layer(generator, inputs, outputs, density=min(0.3, 200 / inputs))
 
 
-@pytest.mark.parametrize("single", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_product(emulator: emulate.RowsEmulator, shape: tuple[int, int, int], single: bool) -> None:
-    features, inputs, outputs = shape
-    layer = example(inputs, outputs)
+def uneven(inputs: int, outputs: int) -> SparseLayer:
+    """Rows of all lengths: some without edges, one with many, one with edges of the last inputs alone."""
+    generator = np.random.default_rng(outputs)
+    matrix = sp.random(inputs, outputs, 20 / inputs, random_state=generator, dtype=np.float32).tolil()
+    matrix[:, 3] = 0
+    matrix[: inputs // 2, 7] = 1.5
+    matrix[:, 11] = 0
+    matrix[inputs - 2 :, 11] = 0.25
+    return SparseLayer.from_scipy(matrix.tocsr(), bias=generator.normal(size=outputs))
+
+
+def run_product(
+    emulator: emulate.RowsEmulator, what: str, layer: SparseLayer, features: int, single: bool, masked: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a kernel gives, and what it should."""
+    generator = np.random.default_rng(0)
     values = np.full(1, 0.5, np.float32) if single else np.asarray(layer.values)
     bias = np.full(1, 0.1, np.float32) if single else np.asarray(layer.bias)
-    x = np.random.default_rng(0).normal(size=(features, inputs)).astype(np.float32)
+    x = generator.normal(size=(features, layer.inputs)).astype(np.float32)
+    kept_in, kept_out = (generator.random((features, width)) < 0.7 for width in (layer.inputs, layer.outputs))
+    no_mask = np.zeros(0, np.uint32)
     out = emulator.run(
-        "product", [features, inputs, outputs, single, single], np.empty((features, outputs), np.float32),
+        what, [features, layer.inputs, layer.outputs, single, single],
+        np.empty((features, layer.outputs), np.float32),
         **{"in": x}, indptr=np.asarray(layer.indptr, np.int32), indices=np.asarray(layer.indices),
-        values=values, bias=bias,
-        bounds=np.array([-1, 1.5], np.float32),
+        values=values, bias=bias, bounds=np.array([-1, 1.5], np.float32),
+        in_mask=pack_bits(kept_in) if masked else no_mask, out_mask=pack_bits(kept_out) if masked else no_mask,
     )  # fmt: skip
     matrix = layer.to_scipy().astype(np.float64)
     matrix.data[:] = np.broadcast_to(values, matrix.data.shape)
-    np.testing.assert_allclose(out, np.clip((matrix.T @ x.T.astype(np.float64)).T + bias, -1, 1.5), atol=1e-4)
+    expected = np.clip((matrix.T @ (np.where(kept_in, x, 0) if masked else x).T).T + bias, -1, 1.5)
+    return out, np.where(kept_out, expected, 0) if masked else expected
+
+
+@pytest.mark.parametrize(("single", "masked"), [(False, False), (True, True)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_product(emulator: emulate.RowsEmulator, shape: tuple[int, int, int], single: bool, masked: bool) -> None:
+    features, inputs, outputs = shape
+    out, expected = run_product(emulator, "product", example(inputs, outputs), features, single, masked)
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("single", "masked"), [(False, False), (True, True)])
+@pytest.mark.parametrize("shape", SLICED)
+def test_sliced_product(
+    emulator: emulate.RowsEmulator, shape: tuple[int, int, int], single: bool, masked: bool
+) -> None:
+    features, inputs, outputs = shape
+    out, expected = run_product(emulator, "sliced product", uneven(inputs, outputs), features, single, masked)
+    np.testing.assert_allclose(out, expected, atol=1e-4)
+
+
+def check_sampled(emulator: emulate.RowsEmulator, what: str, layer: SparseLayer, features: int) -> None:
+    generator = np.random.default_rng(0)
+    x, g = (generator.normal(size=(features, width)).astype(np.float32) for width in (layer.inputs, layer.outputs))
+    sums = emulator.run(
+        what, [features, layer.inputs, layer.outputs], np.empty(layer.edges, np.float32),
+        **{"in": x}, gradient=g, indptr=np.asarray(layer.indptr, np.int32), indices=np.asarray(layer.indices),
+    )  # fmt: skip
+    rows = np.repeat(np.arange(layer.outputs), np.diff(layer.indptr))
+    expected = np.einsum("be,be->e", x[:, layer.indices].astype(np.float64), g[:, rows].astype(np.float64))
+    np.testing.assert_allclose(sums, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_sampled_product(emulator: emulate.RowsEmulator, shape: tuple[int, int, int]) -> None:
     features, inputs, outputs = shape
-    layer = example(inputs, outputs)
-    generator = np.random.default_rng(0)
-    x, g = (generator.normal(size=(features, width)).astype(np.float32) for width in (inputs, outputs))
-    sums = emulator.run(
-        "sampled", [features, inputs, outputs], np.empty(layer.edges, np.float32),
-        **{"in": x}, gradient=g, indptr=np.asarray(layer.indptr, np.int32), indices=np.asarray(layer.indices),
-    )  # fmt: skip
-    rows = np.repeat(np.arange(outputs), np.diff(layer.indptr))
-    expected = np.einsum("be,be->e", x[:, layer.indices].astype(np.float64), g[:, rows].astype(np.float64))
-    np.testing.assert_allclose(sums, expected, atol=1e-4)
+    check_sampled(emulator, "sampled", example(inputs, outputs), features)
+
+
+@pytest.mark.parametrize("shape", SLICED)
+def test_sliced_sampled_product(emulator: emulate.RowsEmulator, shape: tuple[int, int, int]) -> None:
+    features, inputs, outputs = shape
+    check_sampled(emulator, "sliced sampled", uneven(inputs, outputs), features)
+
+
+def test_rows_that_do_not_ascend_touch_no_foreign_memory(emulator: emulate.RowsEmulator) -> None:
+    """Indices of a call past the checks: sums are wrong, but nothing outside the buffers is read or written."""
+    generator = np.random.default_rng(2)
+    indices = generator.integers(-5, 1500, 3000).astype(np.int32)
+    ends = np.sort(generator.integers(0, 3500, 71)).astype(np.int32)
+    nothing = np.zeros(0, np.uint32)
+    arrays = {"indptr": ends, "indices": indices, "values": np.ones(3000, np.float32), "bias": np.zeros(1, np.float32)}
+    arrays |= {"bounds": np.array([-9, 9], np.float32), "in_mask": nothing, "out_mask": nothing}
+    arrays |= {"in": np.ones((33, 1300), np.float32), "gradient": np.ones((33, 70), np.float32)}
+    y = emulator.run("sliced product", [33, 1300, 70, False, True], np.empty((33, 70), np.float32), **arrays)
+    assert np.isfinite(y).all()
+    emulator.run("sliced sampled", [33, 1300, 70], np.empty(3000, np.float32), **arrays)
 
 
 @pytest.mark.parametrize("compress", ["none", "full"])

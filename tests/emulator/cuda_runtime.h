@@ -88,8 +88,10 @@ void* dynamic_shared();
 
 void block_barrier();
 
-// Each lane of the warp gives a word; returns those of all 32, when they have arrived.
-const uint64_t* exchange(uint64_t word);
+constexpr uint32_t kAllLanes = 0xFFFFFFFFu;
+
+// Each of these lanes of the warp gives a word; returns those of all, in their lanes' places, when they have arrived.
+const uint64_t* exchange(uint64_t word, uint32_t lanes = kAllLanes);
 
 void start_copy(void* target, const void* source, int bytes);
 void close_copies();
@@ -183,9 +185,9 @@ T __shfl_up_sync(uint32_t, T value, int distance) {
   return emulator::word_as<T>(emulator::exchange(emulator::as_word(value))[std::max(lane - distance, 0)]);
 }
 template <typename T>
-T __shfl_xor_sync(uint32_t, T value, int mask) {
+T __shfl_xor_sync(uint32_t lanes, T value, int mask) {
   const int lane = (threadIdx.x + threadIdx.y * blockDim.x) % 32;
-  return emulator::word_as<T>(emulator::exchange(emulator::as_word(value))[lane ^ mask]);
+  return emulator::word_as<T>(emulator::exchange(emulator::as_word(value), lanes)[lane ^ mask]);
 }
 inline uint32_t __ballot_sync(uint32_t, bool predicate) {
   const uint64_t* words = emulator::exchange(predicate);

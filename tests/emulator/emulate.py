@@ -172,7 +172,7 @@ class RowsEmulator:
         """Runs one call.
 
         Args:
-            what: "product", "sampled", "chain", "derivative" or "transposed".
+            what: "product", "sampled", either after "sliced ", "chain", "derivative" or "transposed".
             sizes: Numbers that the program reads, by what it runs.
             out: Of the shape and dtype of the result.
             arrays: What it reads, by name.

@@ -33,10 +33,15 @@ struct Fiber {
   std::deque<std::vector<Copy>> closed_copies;
 };
 
-struct Warp {
+struct Meeting {
   uint64_t words[2][kWarp];  // of this exchange and the last, which some lane may still read
   int turn = 0;
   int arrived = 0;
+};
+
+struct Warp {
+  Meeting all;
+  Meeting parts[kWarp];  // of lanes that meet without the others, by the first of them
 };
 
 uint64_t random_state = 1;
@@ -145,19 +150,21 @@ void block_barrier() {
   wait(State::kAtBlockBarrier);
 }
 
-const uint64_t* exchange(uint64_t word) {
+const uint64_t* exchange(uint64_t word, uint32_t lanes) {
   const size_t first = current / kWarp * kWarp;
+  if (!(lanes >> (current - first) & 1)) fail("a lane meets others that do not wait for it");
   Warp& warp = warps[current / kWarp];
-  const uint64_t* words = warp.words[warp.turn];
-  warp.words[warp.turn][current - first] = word;
-  if (++warp.arrived < kWarp) {
+  Meeting& meeting = lanes == kAllLanes ? warp.all : warp.parts[__builtin_ctz(lanes)];
+  const uint64_t* words = meeting.words[meeting.turn];
+  meeting.words[meeting.turn][current - first] = word;
+  if (++meeting.arrived < __builtin_popcount(lanes)) {
     wait(State::kAtWarpBarrier);
     return words;
   }
-  warp.arrived = 0;
-  warp.turn = 1 - warp.turn;
+  meeting.arrived = 0;
+  meeting.turn = 1 - meeting.turn;
   for (size_t t = first; t < first + kWarp; ++t) {
-    if (fibers[t].state == State::kAtWarpBarrier) fibers[t].state = State::kReady;
+    if (lanes >> (t - first) & 1 && fibers[t].state == State::kAtWarpBarrier) fibers[t].state = State::kReady;
   }
   return words;
 }

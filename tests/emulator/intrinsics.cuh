@@ -10,6 +10,11 @@ T opaque(T value) {
   return value;
 }
 
+template <typename T>
+T read_shared_now(const void* source) {
+  return *static_cast<const T*>(source);
+}
+
 template <int kBytes>
 void copy_async(void* target, const void* source) {
   emulator::start_copy(target, source, kBytes);

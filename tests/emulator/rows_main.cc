@@ -10,6 +10,7 @@
 
 #include "row_chain.h"
 #include "row_products.h"
+#include "sliced_products.h"
 
 namespace {
 
@@ -44,13 +45,19 @@ int main(int, char** arguments) {
   const auto sizes = read<int64_t>("sizes");
   const auto in = read<float>("in");
   const int64_t features = sizes[0];
-  if (what == "product" || what == "sampled") {
+  const bool sliced = what.rfind("sliced ", 0) == 0;  // whatever the rules for it say
+  DeviceLimits limits;
+  if (read_device_limits(&limits)) return 3;
+  if (sliced || what == "product" || what == "sampled") {
     const auto indptr = read<int32_t>("indptr"), indices = read<int32_t>("indices");
     const CompressedRows rows{sizes[1], sizes[2], static_cast<int64_t>(indices.size()), indptr.data(), indices.data()};
-    if (what == "sampled") {
+    if (sliced && sliced_product_bytes(rows) == 0) return refuse("the rows cannot be cut");
+    if (what == "sampled" || what == "sliced sampled") {
       const auto out = read<float>("gradient");
-      auto result = unset(rows.edges), workspace = unset(sampled_workspace_bytes(features, rows.edges) / 4);
-      if (launch_sampled({rows, features, in.data(), out.data(), workspace.data(), result.data()}, nullptr)) return 3;
+      const int64_t bytes = sliced ? sliced_sampled_bytes(rows, features) : sampled_workspace_bytes(rows, features);
+      auto result = unset(rows.edges), workspace = unset(bytes / 4);
+      const Sampled call{rows, features, in.data(), out.data(), workspace.data(), result.data()};
+      if (sliced ? launch_sliced_sampled(call, nullptr) : launch_sampled(call, nullptr)) return 3;
       write("out", result);
       return 0;
     }
@@ -67,7 +74,12 @@ int main(int, char** arguments) {
     product.lower = bounds[0];
     product.upper = bounds[1];
     product.out = result.data();
-    if (launch_product(product, nullptr)) return 3;
+    auto workspace = unset((sliced ? sliced_product_bytes(rows) : product_workspace_bytes(rows, features)) / 4);
+    product.workspace = workspace.data();
+    auto in_mask = read<uint32_t>("in_mask"), out_mask = read<uint32_t>("out_mask");
+    product.in_mask = {in_mask.empty() ? nullptr : in_mask.data(), (sizes[1] + 31) / 32};
+    product.out_mask = {out_mask.empty() ? nullptr : out_mask.data(), (sizes[2] + 31) / 32};
+    if (sliced ? launch_sliced_product(product, limits, nullptr) : launch_product(product, nullptr)) return 3;
     write("out", result);
     return 0;
   }
@@ -88,7 +100,7 @@ int main(int, char** arguments) {
   if (what != "chain") masks = read<uint32_t>("masks");
   call.out = result.data();
   call.masks = masks.data();
-  call.workspace = workspace.data();
+  call.workspace = reinterpret_cast<char*>(workspace.data());
   if (what == "chain" ? run_chain(call, nullptr) : run_chain_derivative(call, transposed, nullptr)) return 3;
   write("out", result);
   write("masks", masks);
