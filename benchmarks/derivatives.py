@@ -95,7 +95,7 @@ def contenders(
     """Ours first."""
     edges = sum(layer.edges for layer in network.layers)
     if weights:
-        leaves, structure = trainable(network)
+        leaves, structure = jax.device_put(trainable(network))
 
         def ours(y: jax.Array, leaves: Any, structure: SparseNetwork) -> jax.Array:
             return apply(with_weights(structure, leaves), y)

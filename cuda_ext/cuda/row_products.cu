@@ -219,7 +219,8 @@ constexpr int64_t kMostBlocksY = 65535;
 }  // namespace
 
 int64_t product_workspace_bytes(const CompressedRows& rows, int64_t features) {
-  return slices_pay(rows, features) ? std::max<int64_t>(sliced_product_bytes(rows), 1) : 1;  // no empty buffer
+  constexpr int64_t kFewest = 16;  // no empty buffer
+  return slices_pay(rows, features) ? std::max(sliced_product_bytes(rows), kFewest) : kFewest;
 }
 
 cudaError_t launch_product(const Product& product, cudaStream_t stream) {

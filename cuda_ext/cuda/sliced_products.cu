@@ -381,18 +381,18 @@ bool slices_pay(const CompressedRows& rows, int64_t features) {
 
 int64_t sliced_product_bytes(const CompressedRows& rows) {
   const SlicedRows sliced = cut_rows(rows);
-  return sliced.slices > 0 ? sliced_rows_bytes(rows, sliced) : 0;
+  return sliced.slices > 0 ? sliced_rows_bytes(rows, sliced, false) : 0;
 }
 
 int64_t sliced_sampled_bytes(const CompressedRows& rows, int64_t features) {
   const SlicedRows sliced = cut_rows(rows);
   if (sliced.slices == 0 || sliced.slices > kMostBlocks) return 0;
-  return sums_bytes(sliced, cut_sampled(rows, sliced, features).parts) + sliced_rows_bytes(rows, sliced);
+  return sums_bytes(sliced, cut_sampled(rows, sliced, features).parts) + sliced_rows_bytes(rows, sliced, true);
 }
 
 cudaError_t launch_sliced_product(const Product& product, const DeviceLimits& limits, cudaStream_t stream) {
   SlicedRows sliced = cut_rows(product.rows);
-  place_sliced_rows(product.rows, product.workspace, &sliced);
+  place_sliced_rows(product.rows, product.workspace, false, &sliced);
   cudaError_t error = launch_slice_rows(product.rows, product.values, product.single_value, sliced, stream);
   if (error != cudaSuccess) return error;
   return with_rows(choose_product_rows(product, limits), [&](auto rows) {
@@ -412,7 +412,7 @@ cudaError_t launch_sliced_sampled(const Sampled& sampled, cudaStream_t stream) {
   const SampledCut cut = cut_sampled(rows, sliced, sampled.features);
   float* sums = static_cast<float*>(sampled.workspace);
   const int64_t of_sums = sums_bytes(sliced, cut.parts);
-  place_sliced_rows(rows, static_cast<char*>(sampled.workspace) + of_sums, &sliced);
+  place_sliced_rows(rows, static_cast<char*>(sampled.workspace) + of_sums, true, &sliced);
   cudaError_t error = cudaMemsetAsync(sums, 0, static_cast<size_t>(of_sums), stream);
   if (error == cudaSuccess) error = launch_slice_rows(rows, nullptr, false, sliced, stream);
   if (error != cudaSuccess) return error;

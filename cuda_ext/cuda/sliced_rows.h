@@ -18,8 +18,9 @@ struct SlicedRows {
   int64_t slice_neurons = 0;  // a multiple of 32
   int64_t slices = 0;
   int64_t quad_count = 0;      // room for them
-  uint32_t* firsts = nullptr;  // (out_width, slices + 1): the first edge of each row's part of a slice
-  Quad* quads = nullptr;  // of an edge: its weight, and as index the bytes from the slice's first neuron to its own
+  uint32_t* firsts = nullptr;  // (out_width, slices + 1): where each row's part of a slice begins, counted in edges
+  Quad* quads = nullptr;       // indices: how many bytes a neuron lies behind the slice's first
+  uint32_t* places = nullptr;  // (edges): where each stands among the edges of all quads; null: nobody asks
 
   // Where a row's part of a slice begins, whose first edge is that. Each part is rounded up by itself: it ends before
   // the next one begins, for that lies one quad further than by the edges between them.
@@ -31,15 +32,15 @@ struct SlicedRows {
 // How rows are cut. Not at all, `slices` 0, where their parts would have hardly any edges.
 SlicedRows cut_rows(const CompressedRows& rows);
 
-// Bytes of the arrays; and lays them out.
-int64_t sliced_rows_bytes(const CompressedRows& rows, const SlicedRows& sliced);
-void place_sliced_rows(const CompressedRows& rows, void* workspace, SlicedRows* sliced);
+// Bytes of the arrays, and lays them out in a workspace.
+int64_t sliced_rows_bytes(const CompressedRows& rows, const SlicedRows& sliced, bool with_places);
+void place_sliced_rows(const CompressedRows& rows, void* workspace, bool with_places, SlicedRows* sliced);
 
 // Fills them. `values`: of the edges, or one for all; null: none are needed.
 cudaError_t launch_slice_rows(const CompressedRows& rows, const float* values, bool single_value,
                               const SlicedRows& sliced, cudaStream_t stream);
 
-// result[edge] = what `parts` arrays, one behind the other, hold in the places of `sliced`'s quads, added up.
+// result[edge] = the sum of what so many arrays, one behind the other, hold in its place; 0 where it has none.
 cudaError_t launch_gather_sums(const CompressedRows& rows, const SlicedRows& sliced, const float* sums, int64_t parts,
                                float* result, cudaStream_t stream);
 

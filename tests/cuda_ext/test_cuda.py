@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,11 @@ import scipy.sparse
 
 from spdnn_jax import (
     Clip,
+    Plan,
     SparseLayer,
     SparseNetwork,
     _native,
+    apply,
     build_plan,
     categories,
     infer,
@@ -22,6 +25,8 @@ from spdnn_jax import (
     ops,
     pack_bits,
     planner,
+    trainable,
+    with_weights,
 )
 from spdnn_jax.distributed import pieces
 from spdnn_jax.graph_challenge import inputs, oracle, radixnet
@@ -268,6 +273,32 @@ def test_the_gpu_agrees_with_the_cpu_on_merged_networks() -> None:
     on_gpu = infer(plan, y0)
     np.testing.assert_array_equal(np.any(on_gpu, axis=1), np.any(on_cpu, axis=1))
     np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("count", [700, 1000])
+def test_derivatives_of_many_features(count: int) -> None:
+    """Rows are cut into slices then: the CPU's kernels, which cut nothing, agree, but where a sum is close to zero."""
+    network = random_network(3, [2500, 1300, 3000], density=0.02)
+    generator = np.random.default_rng(0)
+    y, sums = (generator.normal(size=(count, width)).astype(np.float32) for width in (2500, 3000))
+    plan, (leaves, structure) = build_plan(network, derivatives=True, precision=None), trainable(network)
+
+    def through_plan(y: jax.Array, plan: Plan) -> jax.Array:
+        return (infer(plan, y) * sums).sum()
+
+    def through_network(leaves: Any, y: jax.Array) -> jax.Array:
+        return (apply(with_weights(structure, leaves), y) * sums).sum()
+
+    def gradients(plan: Plan) -> Any:
+        return jax.jit(jax.grad(through_plan))(y, plan), jax.jit(jax.grad(through_network))(leaves, y)
+
+    found = gradients(plan)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        expected = gradients(build_plan(network, derivatives=True, precision=None))
+    for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        off = np.abs(np.asarray(got, np.float64) - wanted) > 1e-4 * np.abs(wanted).max()
+        assert off.mean() < 1e-3
 
 
 @pytest.mark.usefixtures("cuda")

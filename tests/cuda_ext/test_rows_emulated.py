@@ -1,5 +1,6 @@
 """The CUDA kernels for weights in compressed rows, on the CPU (see emulate.py), under the address sanitizer."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -107,17 +108,39 @@ def test_sliced_sampled_product(emulator: emulate.RowsEmulator, shape: tuple[int
     check_sampled(emulator, "sliced sampled", uneven(inputs, outputs), features)
 
 
-def test_rows_that_do_not_ascend_touch_no_foreign_memory(emulator: emulate.RowsEmulator) -> None:
-    """Indices of a call past the checks: sums are wrong, but nothing outside the buffers is read or written."""
+def test_sliced_rows_of_any_order(emulator: emulate.RowsEmulator) -> None:
+    """A plan's rows name neurons by their slots, which do not ascend; indices that name nothing read zeros."""
     generator = np.random.default_rng(2)
-    indices = generator.integers(-5, 1500, 3000).astype(np.int32)
-    ends = np.sort(generator.integers(0, 3500, 71)).astype(np.int32)
+    indices = generator.integers(-9, 1500, 3000).astype(np.int32)
+    ends = np.sort(generator.integers(0, 3001, 71)).astype(np.int32)
     nothing = np.zeros(0, np.uint32)
-    arrays = {"indptr": ends, "indices": indices, "values": np.ones(3000, np.float32), "bias": np.zeros(1, np.float32)}
-    arrays |= {"bounds": np.array([-9, 9], np.float32), "in_mask": nothing, "out_mask": nothing}
-    arrays |= {"in": np.ones((33, 1300), np.float32), "gradient": np.ones((33, 70), np.float32)}
+    values = generator.normal(size=3000).astype(np.float32)
+    x, g = (generator.normal(size=(33, width)).astype(np.float32) for width in (1300, 70))
+    arrays = {"indptr": ends, "indices": indices, "values": values, "bias": np.zeros(1, np.float32), "in": x}
+    arrays |= {"bounds": np.array([-99, 99], np.float32), "in_mask": nothing, "out_mask": nothing, "gradient": g}
     y = emulator.run("sliced product", [33, 1300, 70, False, True], np.empty((33, 70), np.float32), **arrays)
-    assert np.isfinite(y).all()
+    named = (indices >= 0) & (indices < 1300)
+    inputs = np.where(named, x[:, np.where(named, indices, 0)].astype(np.float64), 0)
+    expected = [(inputs[:, a:b] * values[a:b]).sum(axis=1) for a, b in itertools.pairwise(ends)]
+    np.testing.assert_allclose(y, np.transpose(expected), atol=1e-4)
+    sums = emulator.run("sliced sampled", [33, 1300, 70], np.empty(3000, np.float32), **arrays)
+    rows = np.repeat(np.arange(70), np.diff(ends))
+    np.testing.assert_allclose(
+        sums[ends[0] : ends[-1]], (inputs[:, ends[0] : ends[-1]] * g[:, rows]).sum(axis=0), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sliced_rows_past_the_checks(emulator: emulate.RowsEmulator, seed: int) -> None:
+    """Rows that begin anywhere and overlap: nothing outside the buffers is read or written."""
+    generator = np.random.default_rng(seed)
+    arrays = {"indptr": generator.integers(-50, 3500, 71).astype(np.int32), "values": np.ones(3000, np.float32)}
+    arrays |= {"indices": generator.integers(-9, 1500, 3000).astype(np.int32), "bias": np.zeros(1, np.float32)}
+    arrays |= {"bounds": np.array([-9, 9], np.float32), "in": np.ones((33, 1300), np.float32)}
+    arrays |= {name: np.zeros(0, np.uint32) for name in ("in_mask", "out_mask")}
+    y = emulator.run("sliced product", [33, 1300, 70, False, True], np.empty((33, 70), np.float32), **arrays)
+    assert not np.isnan(y).any()
+    arrays["gradient"] = np.ones((33, 70), np.float32)
     emulator.run("sliced sampled", [33, 1300, 70], np.empty(3000, np.float32), **arrays)
 
 

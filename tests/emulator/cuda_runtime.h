@@ -195,6 +195,12 @@ inline uint32_t __ballot_sync(uint32_t, bool predicate) {
   for (int lane = 0; lane < 32; ++lane) bits |= static_cast<uint32_t>(words[lane]) << lane;
   return bits;
 }
+inline uint32_t __match_any_sync(uint32_t, uint32_t value) {
+  const uint64_t* words = emulator::exchange(value);
+  uint32_t alike = 0;
+  for (int lane = 0; lane < 32; ++lane) alike |= static_cast<uint32_t>(words[lane] == value) << lane;
+  return alike;
+}
 template <typename T>
 T __reduce_add_sync(uint32_t, T value) {
   const uint64_t* words = emulator::exchange(emulator::as_word(value));
