@@ -298,7 +298,7 @@ def test_derivatives_of_many_features(count: int) -> None:
         expected = gradients(build_plan(network, derivatives=True, precision=None))
     for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         off = np.abs(np.asarray(got, np.float64) - wanted) > 1e-4 * np.abs(wanted).max()
-        assert off.mean() < 1e-3
+        assert off.mean() < 5e-3
 
 
 @pytest.mark.usefixtures("cuda")
