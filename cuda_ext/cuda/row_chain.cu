@@ -45,7 +45,7 @@ Product by_input(const ChainCall& call, const RowsLayer& layer) {
   return product;
 }
 
-// Takes the features through the layers, from buffer to buffer of the workspace: `step(layer, number, in, out)`.
+// Takes the features through the layers, from buffer to buffer of the workspace: `step(layer, in, out)`.
 template <typename Step>
 cudaError_t walk(const ChainCall& call, bool backwards, const Step& step) {
   const int64_t layers = call.rows.count;
@@ -84,17 +84,21 @@ cudaError_t run_chain(const ChainCall& call, cudaStream_t stream) {
     product.lower = finite_bound(static_cast<float>(layer.lower));
     product.upper = finite_bound(static_cast<float>(layer.upper));
     product.out = out;
-    const cudaError_t error = launch_product(product, stream);
-    if (error != cudaSuccess || layer.mask_words == 0) return error;
-    return launch_store_mask({call.features, layer.outputs, out, product.lower, product.upper, mask_of(call, layer)},
-                             stream);
+    product.inside = mask_of(call, layer);
+    return launch_product(product, stream);
   });
 }
 
 cudaError_t run_chain_derivative(const ChainCall& call, bool transposed, cudaStream_t stream) {
+  const RowsLayer *first = call.rows.layers, *last = first + call.rows.count - 1;
   return walk(call, transposed, [&](const RowsLayer& layer, const float* in, float* out) {
     Product product = transposed ? by_input(call, layer) : by_output(call, layer);
-    (transposed ? product.in_mask : product.out_mask) = mask_of(call, layer);
+    if (!transposed) {
+      product.out_mask = mask_of(call, layer);
+    } else {  // what comes in was cut by the mask when it was written: once, where it is read several times
+      if (&layer == last) product.in_mask = mask_of(call, layer);
+      if (&layer != first) product.out_mask = mask_of(call, *(&layer - 1));
+    }
     product.in = in;
     product.out = out;
     return launch_product(product, stream);

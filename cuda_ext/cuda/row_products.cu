@@ -216,21 +216,9 @@ bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointe
 
 constexpr int64_t kMostBlocksY = 65535;
 
-}  // namespace
-
-int64_t product_workspace_bytes(const CompressedRows& rows, int64_t features) {
-  constexpr int64_t kFewest = 16;  // no empty buffer
-  return slices_pay(rows, features) ? std::max(sliced_product_bytes(rows), kFewest) : kFewest;
-}
-
-cudaError_t launch_product(const Product& product, cudaStream_t stream) {
+// With all inputs of some features in shared memory, or none.
+cudaError_t launch_whole_product(const Product& product, const DeviceLimits& limits, cudaStream_t stream) {
   const CompressedRows& rows = product.rows;
-  if (product.features == 0 || rows.out_width == 0) return cudaSuccess;
-  DeviceLimits limits;
-  if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
-  if (slices_pay(rows, product.features) && sliced_product_bytes(rows) > 0 && fits_slices(limits)) {
-    return launch_sliced_product(product, limits, stream);
-  }
   const bool aligned = is_aligned(rows.indices) && (product.single_value || is_aligned(product.values));
   const int count = resident_features(rows.in_width, product.features, limits.block_shared_bytes);
   if (count == 0) {
@@ -259,45 +247,61 @@ cudaError_t launch_product(const Product& product, cudaStream_t stream) {
   });
 }
 
-// --- masks ---
-
-namespace {
+// --- mask ---
 
 constexpr int kMaskThreads = 256;
-
 constexpr int kMaskWords = 4;  // that a warp makes at a time
 
-__global__ void __launch_bounds__(kMaskThreads) store_mask_kernel(const __grid_constant__ StoreMask step) {
-  const int64_t words = (step.width + 31) / 32, parts = (words + kMaskWords - 1) / kMaskWords,
+__global__ void __launch_bounds__(kMaskThreads) store_mask_kernel(const __grid_constant__ Product product) {
+  const int64_t width = product.rows.out_width, words = (width + 31) / 32,
+                parts = (words + kMaskWords - 1) / kMaskWords,
                 warps = static_cast<int64_t>(gridDim.x) * (kMaskThreads / 32);
   const int lane = threadIdx.x % 32;
   for (int64_t item = (static_cast<int64_t>(blockIdx.x) * kMaskThreads + threadIdx.x) / 32;
-       item < step.features * parts; item += warps) {
+       item < product.features * parts; item += warps) {
     const int64_t feature = item / parts, first_word = item % parts * kMaskWords;
     uint32_t inside[kMaskWords];
 #pragma unroll
     for (int k = 0; k < kMaskWords; ++k) {
       const int64_t neuron = (first_word + k) * 32 + lane;
-      const float y = neuron < step.width ? step.activations[feature * step.width + neuron] : step.lower;
-      inside[k] = __ballot_sync(0xFFFFFFFFu, y > step.lower && y < step.upper);
+      const float y = neuron < width ? product.out[feature * width + neuron] : product.lower;
+      inside[k] = __ballot_sync(0xFFFFFFFFu, y > product.lower && y < product.upper);
     }
 #pragma unroll
     for (int k = 0; k < kMaskWords; ++k) {
       if (lane == k && first_word + k < words) {
-        step.mask.words[feature * step.mask.stride + first_word + k] = inside[k];
+        product.inside.words[feature * product.inside.stride + first_word + k] = inside[k];
       }
     }
   }
 }
 
+// Of what was written before.
+cudaError_t launch_store_mask(const Product& product, cudaStream_t stream) {
+  if (!product.inside.words) return cudaSuccess;
+  const int64_t parts = product.features * divide_up(product.rows.out_width, 32 * kMaskWords);
+  const int64_t blocks = std::min<int64_t>(divide_up(parts, kMaskThreads / 32), 1 << 20);
+  store_mask_kernel<<<static_cast<unsigned>(blocks), kMaskThreads, 0, stream>>>(product);
+  return cudaGetLastError();
+}
+
 }  // namespace
 
-cudaError_t launch_store_mask(const StoreMask& step, cudaStream_t stream) {
-  const int64_t parts = step.features * divide_up(step.width, 32 * kMaskWords);
-  if (parts == 0) return cudaSuccess;
-  const int64_t blocks = std::min<int64_t>(divide_up(parts, kMaskThreads / 32), 1 << 20);
-  store_mask_kernel<<<static_cast<unsigned>(blocks), kMaskThreads, 0, stream>>>(step);
-  return cudaGetLastError();
+int64_t product_workspace_bytes(const CompressedRows& rows, int64_t features) {
+  constexpr int64_t kFewest = 16;  // no empty buffer
+  return slices_pay(rows, features) ? std::max(sliced_product_bytes(rows), kFewest) : kFewest;
+}
+
+cudaError_t launch_product(const Product& product, cudaStream_t stream) {
+  const CompressedRows& rows = product.rows;
+  if (product.features == 0 || rows.out_width == 0) return cudaSuccess;
+  DeviceLimits limits;
+  if (const cudaError_t error = read_device_limits(&limits); error != cudaSuccess) return error;
+  if (slices_pay(rows, product.features) && sliced_product_bytes(rows) > 0 && fits_slices(limits)) {
+    return launch_sliced_product(product, limits, stream);
+  }
+  const cudaError_t error = launch_whole_product(product, limits, stream);
+  return error == cudaSuccess ? launch_store_mask(product, stream) : error;
 }
 
 }  // namespace spdnn::cuda

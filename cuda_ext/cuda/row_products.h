@@ -39,6 +39,7 @@ struct Product {
   bool single_bias;
   float lower, upper;
   Mask in_mask, out_mask;
+  Mask inside;      // written: bits of activations that lie inside the bounds; no words: nobody asks
   float* out;       // (features, out_width)
   void* workspace;  // product_workspace_bytes
 };
@@ -46,16 +47,6 @@ struct Product {
 int64_t product_workspace_bytes(const CompressedRows& rows, int64_t features);
 
 cudaError_t launch_product(const Product& product, cudaStream_t stream);
-
-// Bits of activations that lie inside the bounds.
-struct StoreMask {
-  int64_t features, width;
-  const float* activations;  // (features, width)
-  float lower, upper;
-  Mask mask;
-};
-
-cudaError_t launch_store_mask(const StoreMask& step, cudaStream_t stream);
 
 // result[edge] = sum over features of in[., index] * out[., row].
 struct Sampled {

@@ -179,11 +179,17 @@ __device__ __forceinline__ void write_rows(const Product& product, int64_t first
     const int64_t feature = first_feature + f;
     if (feature >= product.features) break;
 #pragma unroll 4
-    for (int place = threadIdx.x % 32; place < kRows * kRowsAtOnce; place += 32) {
-      const int64_t row = first_row + place;
-      if (row >= product.rows.out_width) break;
-      const bool held = product.out_mask.holds(feature, row);
-      product.out[feature * product.rows.out_width + row] = held ? tile[f * kTileStride<kRows> + place] : 0.0f;
+    for (int from = 0; from < kRows * kRowsAtOnce; from += 32) {
+      const int64_t row = first_row + from + threadIdx.x % 32;
+      if (first_row + from >= product.rows.out_width) break;
+      const bool exists = row < product.rows.out_width;
+      const float y = exists ? tile[f * kTileStride<kRows> + from + threadIdx.x % 32] : product.lower;
+      if (exists) {
+        product.out[feature * product.rows.out_width + row] = product.out_mask.holds(feature, row) ? y : 0.0f;
+      }
+      if (!product.inside.words) continue;
+      const uint32_t inside = __ballot_sync(0xFFFFFFFFu, y > product.lower && y < product.upper);
+      if (threadIdx.x % 32 == 0) product.inside.words[feature * product.inside.stride + row / kMaskBits] = inside;
     }
   }
 }

@@ -62,6 +62,8 @@ def run_product(
     )  # fmt: skip
     matrix = layer.to_scipy().astype(np.float64)
     matrix.data[:] = np.broadcast_to(values, matrix.data.shape)
+    if not masked:
+        np.testing.assert_array_equal(emulator.masks(features), pack_bits((out > -1) & (out < 1.5)))
     expected = np.clip((matrix.T @ (np.where(kept_in, x, 0) if masked else x).T).T + bias, -1, 1.5)
     return out, np.where(kept_out, expected, 0) if masked else expected
 

@@ -185,7 +185,7 @@ class RowsEmulator:
         return np.fromfile(self._folder / "out", out.dtype).reshape(out.shape)
 
     def masks(self, features: int) -> np.ndarray:
-        """Those of the last "chain", uint32 (features, words)."""
+        """Those of the last "chain" or product, uint32 (features, words)."""
         return np.fromfile(self._folder / "masks", np.uint32).reshape(features, -1)
 
 

@@ -79,8 +79,11 @@ int main(int, char** arguments) {
     auto in_mask = read<uint32_t>("in_mask"), out_mask = read<uint32_t>("out_mask");
     product.in_mask = {in_mask.empty() ? nullptr : in_mask.data(), (sizes[1] + 31) / 32};
     product.out_mask = {out_mask.empty() ? nullptr : out_mask.data(), (sizes[2] + 31) / 32};
+    std::vector<uint32_t> inside(features * ((rows.out_width + 31) / 32));
+    product.inside = {inside.data(), (rows.out_width + 31) / 32};
     if (sliced ? launch_sliced_product(product, limits, nullptr) : launch_product(product, nullptr)) return 3;
     write("out", result);
+    write("masks", inside);
     return 0;
   }
   const auto records = read<int64_t>("records");
