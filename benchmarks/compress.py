@@ -1,6 +1,6 @@
 """What lossless compression gains where there is something to merge, and costs where there is nothing.
 
-    python benchmarks/compress.py [--output=FILE] [--networks=1024x120,...] [--trained=mnist-128x18.tar.gz]
+    python -m benchmarks.compress [--output=FILE] [--networks=1024x120,...] [--trained=mnist-128x18.tar.gz]
 
 Each network runs with every --compress setting in turn, on the device that JAX picks: from the input on the device to
 the categories on the device. All settings must give the same categories. The challenge's networks have equal neurons
@@ -20,9 +20,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from random_layers import random_layer
-from trained_network import trained_network
 
+from benchmarks.random_layers import random_layer
+from benchmarks.trained_network import trained_network
 from spdnn_jax import SparseNetwork, build_plan, ops
 from spdnn_jax.command_line import report
 from spdnn_jax.graph_challenge import radixnet

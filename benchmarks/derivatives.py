@@ -1,6 +1,6 @@
 """Forward plus backward, beside what a JAX user would write: BCOO, dense float32, and on a GPU dense TF32.
 
-    python benchmarks/derivatives.py [--only=weights,features,deep,compile] [--neurons=512,4096] [--density=0.01,0.1]
+    python -m benchmarks.derivatives [--only=weights,features,deep,compile] [--neurons=512,4096] [--density=0.01,0.1]
 
 weights    one layer: its value, and the gradient in features, values and bias
 features   four layers: the value of `infer`, and the gradient in the features
@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import sparse
-from random_layers import random_layer
-from results_file import Results
-from timing import measure
 
+from benchmarks.random_layers import random_layer
+from benchmarks.results_file import Results
+from benchmarks.timing import measure
 from spdnn_jax import SparseNetwork, apply, build_plan, infer, trainable, with_weights
 
 SECTIONS = ("weights", "features", "deep", "compile")

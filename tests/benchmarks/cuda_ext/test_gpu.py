@@ -5,15 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
-import gpu
-import gpu_peers
-import gpu_table
 import jax
 import numpy as np
 import pytest
-from results_file import Results
-from timing import Timing, measure
 
+from benchmarks import peers
+from benchmarks.cuda_ext import gpu, tables
+from benchmarks.results_file import Results
+from benchmarks.timing import Timing, measure
 from spdnn_jax import _native
 
 SMALL = ("--networks=64x6", "--widths=64", "--features=300", "--chain=3", "--repeats=3")
@@ -35,7 +34,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, output: Path, *arguments: str) -> dic
 def test_everything_is_measured_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bench(monkeypatch, tmp_path / "all.json")
     found = {(r["section"], r["name"], r["contender"]): r for r in content["records"]}
-    contenders = [*gpu.FAMILIES, *(peer.name for peer in gpu_peers.PEERS)]
+    contenders = [*gpu.FAMILIES, *(peer.name for peer in peers.PEERS)]
     assert {key[2] for key in found if key[:2] == ("layers", "64 challenge")} == set(contenders)
     assert {key[2] for key in found if key[:2] == ("layers", "64 random")} == set(contenders)
     assert {key[2] for key in found if key[0] == "tail"} == {"auto", *gpu.FAMILIES}
@@ -53,8 +52,8 @@ def test_everything_is_measured_or_says_why_not(tmp_path: Path, monkeypatch: pyt
 
 def test_a_peer_with_a_wrong_result_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A contender that computes something else would win any race."""
-    wrong = gpu_peers.Peer("zeros", lambda _, y: lambda: y * 0, lambda _, count: count, jax.block_until_ready, 1e-3)
-    monkeypatch.setattr(gpu_peers, "PEERS", (wrong,))
+    wrong = peers.Peer("zeros", lambda _, y: lambda: y * 0, lambda _, count: count, jax.block_until_ready, 1e-3)
+    monkeypatch.setattr(peers, "PEERS", (wrong,))
     content = bench(monkeypatch, tmp_path / "wrong.json", "--only=layers", "--patterns=random")
     (record,) = (record for record in content["records"] if record["contender"] == "zeros")
     assert "differs from ours" in record["error"]
@@ -63,7 +62,7 @@ def test_a_peer_with_a_wrong_result_is_not_timed(tmp_path: Path, monkeypatch: py
 
 def test_layers_whose_features_die_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gpu._PATTERNS, "challenge", lambda neurons: list(gpu.radixnet.layers(neurons, 4)))
-    monkeypatch.setattr(gpu_peers, "PEERS", ())
+    monkeypatch.setattr(peers, "PEERS", ())
     content = bench(monkeypatch, tmp_path / "dead.json", "--only=layers", "--patterns=challenge", "--chain=20")
     assert all("features died" in record["error"] for record in content["records"])
 
@@ -122,7 +121,7 @@ def test_a_spent_budget_ends_with_three_repeats() -> None:
 @pytest.mark.parametrize(("neurons", "most"), [(1024, 60000), (65536, 20000)])
 def test_peers_take_fewer_features_where_memory_ends(neurons: int, most: int) -> None:
     layer = gpu._challenge_layers(neurons)[0]
-    for peer in gpu_peers.PEERS:
+    for peer in peers.PEERS:
         count = peer.features(layer, 60000)
         assert 128 <= count <= most
         assert 4 * count * neurons <= 4e9
@@ -145,7 +144,7 @@ def test_tables(tmp_path: Path) -> None:
         },
         {"section": "layers", "name": "1024 random", "contender": "JAX BCOO", "error": "out of memory"},
     ]  # fmt: skip
-    text = gpu_table.tables({"device": "a card", "versions": {"jax": "1"}, "records": records})
+    text = tables.tables({"device": "a card", "versions": {"jax": "1"}, "records": records})
     row = "| 1024 x 120 | none | 60,000 mnist | 940 us | 900 us | 250 TE/s | 11 TE/s | 11.3 ms | 12.0 x |"
     assert row in text
     assert "| 60,000 features | 1024 random | 4096 random |\n| --- | ---: | ---: |\n| grouped | 4.56 | - |" in text

@@ -1,7 +1,7 @@
-"""Throughput on up to 1,024 GPUs, from what `scaling.py` measured, checked against its runs on several.
+r"""Throughput on up to 1,024 GPUs, from what `scaling.py` measured, checked against its runs on several.
 
-    python benchmarks/scaling_model.py benchmarks/results/scaling.json [--page=benchmarks/scaling.md] \
-[--plot=benchmarks/results/scaling.png]
+    python -m benchmarks.distributed.scaling_model benchmarks/results/scaling.json \
+        [--page=benchmarks/distributed/scaling.md] [--plot=benchmarks/results/scaling.png]
 
 A device takes `layers * a + b * (features before layer 1 + before layer 2 + ...)` seconds: `a` is what a layer costs
 whatever it holds (its launch, its weights), `b` what a feature costs in a layer. Both are fitted for each width to the

@@ -1,6 +1,6 @@
 """Weights streamed to the device while it computes, beside weights that stay there.
 
-    python benchmarks/streaming.py [--networks 16384x120] [--output=benchmarks/results/streaming.json]
+    python -m benchmarks.distributed.streaming [--networks 16384x120] [--output=benchmarks/results/streaming.json]
 
 For each network and each length of a piece: seconds of a run with resident weights in one piece, of one in resident
 pieces, of one with streamed pieces, and of copying all pieces without computing. Streaming is hidden where copying is

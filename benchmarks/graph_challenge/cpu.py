@@ -1,6 +1,6 @@
 """1024 x 120 on the CPU, beside SciPy, SuiteSparse and dense JAX: one run, one machine, the same data.
 
-    python benchmarks/cpu.py [--output=benchmarks/results/cpu.json]
+    python -m benchmarks.graph_challenge.cpu [--output=benchmarks/results/cpu.json]
 
 Timed: from the input in memory (in each contender's own form) to the categories. Dead features are dropped after every
 layer by ours, by SciPy and by SuiteSparse; a dense chain under jit has static shapes and cannot. Weights are generated
@@ -140,7 +140,7 @@ def main() -> None:
         "features": f"{FEATURES} digits",
         "device": report.device(),
         "versions": report.versions(),
-        "command": "python benchmarks/cpu.py",
+        "command": "python -m benchmarks.graph_challenge.cpu",
         "timed": f"input in memory to categories; median of {arguments.repeats} in turn, after one warm-up each",
         "load_before": load,
         "seconds": seconds,

@@ -1,6 +1,6 @@
 r"""Strong and weak scaling over the GPUs of one host, and what one of up to 1,024 GPUs would have to do.
 
-    python benchmarks/scaling.py [--networks 16384x120 65536x120] [--output=benchmarks/results/scaling.json]
+    python -m benchmarks.distributed.scaling [--networks 16384x120 65536x120] [--output=benchmarks/results/scaling.json]
 
 For each network, on 1, 2, 4, 8 ... devices, as many as there are:
 
@@ -14,7 +14,7 @@ For each network, on 1, 2, 4, 8 ... devices, as many as there are:
 Categories of every run must equal those of the run on one device. Features are digits, kept in `--cache`, for wide
 ones take minutes to make. A dry run without GPUs:
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=4 JAX_PLATFORMS=cpu python benchmarks/scaling.py \
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 JAX_PLATFORMS=cpu python -m benchmarks.distributed.scaling \
         --networks 1024x12 --features=2000 --output=/tmp/scaling.json
 """
 

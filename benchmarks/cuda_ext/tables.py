@@ -1,6 +1,6 @@
 """Markdown tables of what `gpu.py` measured.
 
-python benchmarks/gpu_table.py [benchmarks/results/h100.json]
+python -m benchmarks.cuda_ext.tables [benchmarks/results/h100.json]
 """
 
 import json

@@ -1,6 +1,6 @@
 """Reading an official layer: ours, with all checks, against numpy.loadtxt, which only parses; the same files.
 
-    python benchmarks/tsv.py [--official=FOLDER] [--output=benchmarks/results/tsv.json]
+    python -m benchmarks.graph_challenge.tsv [--official=FOLDER] [--output=benchmarks/results/tsv.json]
 
 The files: a generated layer of 16,384 neurons (524,288 edges) and, where --official names the folder of
 neuron1024.tar.gz, the first layer of the official network of 1024 neurons (32,768 edges).
@@ -93,7 +93,9 @@ def main() -> None:
     result = {
         "device": report.device(),
         "versions": report.versions(),
-        "command": "python benchmarks/tsv.py --official=FOLDER" if arguments.official else "python benchmarks/tsv.py",
+        "command": "python -m benchmarks.graph_challenge.tsv --official=FOLDER"
+        if arguments.official
+        else "python -m benchmarks.graph_challenge.tsv",
         "timed": f"from the file, in the page cache, to a checked layer (ours) or a table (numpy.loadtxt); median of "
         f"{arguments.repeats} in turn, after one warm-up each",
         "load_before": load,
