@@ -19,8 +19,6 @@ import argparse
 import dataclasses
 import functools
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -190,7 +188,6 @@ def _parse() -> argparse.Namespace:
     settings.gpu = jax.default_backend() == "gpu"
     settings.memory = settings.memory or (30.0 if settings.gpu else 4.0)
     settings.output = settings.output or f"benchmarks/results/choice_{'gpu' if settings.gpu else 'cpu'}.json"
-    settings.load = os.getloadavg()[0]
     return settings
 
 
@@ -200,7 +197,7 @@ def main() -> None:
     begin = time.perf_counter()
     settings = _parse()
     kept = {name: value for name, value in vars(settings).items() if name != "output"}
-    results = Results(settings.output, shlex.join(["python", *sys.argv]), kept)
+    results = Results(settings.output, kept)
     settings.end = begin + settings.time_limit
     for neurons in settings.neurons:
         for density in settings.density:

@@ -14,9 +14,6 @@ compared with ours. A contender that takes more than --memory GiB for its weight
 
 import argparse
 import dataclasses
-import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -188,10 +185,9 @@ def main() -> None:
     parser.add_argument("--output")
     settings = parser.parse_args()
     settings.gpu = jax.default_backend() == "gpu"
-    settings.load = os.getloadavg()[0]
     settings.features = settings.features or (2048 if settings.gpu else 256)
     output = settings.output or f"benchmarks/results/derivatives_{'gpu' if settings.gpu else 'cpu'}.json"
-    results = Results(output, shlex.join(["python", *sys.argv]), vars(settings))
+    results = Results(output, vars(settings))
     sections = settings.only.split(",")
     for neurons in map(int, settings.neurons.split(",")):
         for density in map(float, settings.density.split(",")):

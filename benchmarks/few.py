@@ -11,14 +11,14 @@ weights take more than --memory GiB, or whose calls take more than --limit secon
 
 import argparse
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from benchmarks.timing import measure
 
 NEURONS = (512, 1024, 4096, 20000)
 DENSITIES = (0.001, 0.01, 0.1, 0.5)
@@ -84,8 +84,6 @@ def contenders(layer: Any) -> list[Contender]:
 
 def measure_layer(layer: Any, name: str, features: list[int], results: Any, arguments: argparse.Namespace) -> None:
     """All contenders on all counts of features; one line each."""
-    from benchmarks.timing import measure
-
     generator = np.random.default_rng(1)
     for contender in contenders(layer):
         for count in features:
@@ -145,8 +143,7 @@ def main() -> None:
     from benchmarks.results_file import Results
 
     output = arguments.output or f"benchmarks/results/few_{arguments.cores}_cores.json"
-    settings = {"repeats": arguments.repeats, "load_before": os.getloadavg()[0]}
-    results = Results(output, shlex.join(["python", *sys.argv]), settings)
+    results = Results(output, {"repeats": arguments.repeats})
     features = [int(count) for count in arguments.features.split(",")]
     for neurons in map(int, arguments.neurons.split(",")):
         generator = np.random.default_rng(neurons)

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import inspect
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -59,7 +58,7 @@ def main() -> int:
     settings = _parse()
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", _MEMORY_SHARE)  # read when the device is first used
     kept = {name: value for name, value in vars(settings).items() if name != "output"}
-    results = Results(settings.output, shlex.join(["python", *sys.argv]), kept)
+    results = Results(settings.output, kept)
     sections = {"networks": _networks, "layers": _layers, "tail": _tail, "ceilings": _ceilings}
     begin = time.perf_counter()
     for section in settings.only:
@@ -68,7 +67,7 @@ def main() -> int:
                 print(f"--time_limit={settings.time_limit:g}: {' '.join(measurement[:3])} and the rest are left out")
                 return 0
             _measure_one(measurement, results)
-    print(tables.tables(results.content))
+    print(tables.markdown(results.content))
     return 0
 
 
