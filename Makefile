@@ -72,18 +72,17 @@ wheel-cpu wheel-cuda: wheel-%: | $(BIN)/python
 	rm -rf dist/$*/venv
 	@ls -l dist/$*/*.whl
 
-# These two run where the GPU is, with that machine's own Python, JAX and nvcc, and without a network. What they install is no
-# editable install but a wheel's content; PYTHONSAFEPATH keeps the source tree from standing before it.
+# These two run where the GPU is, with that machine's own Python, JAX and nvcc, and without a network.
 gpu-check: gpu-install
-	PYTHONSAFEPATH=1 SPDNN_REQUIRE_CUDA=1 XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m pytest -q
-	$(PYTHON) benchmarks/sanitize.py
+	SPDNN_REQUIRE_CUDA=1 XLA_PYTHON_CLIENT_PREALLOCATE=false $(PYTHON) -m pytest -q
+	$(PYTHON) -m benchmarks.cuda_ext.sanitize
 
 # make gpu-bench BENCH='--only=networks --mnist_dir=.carry' chooses what is measured.
 gpu-bench: gpu-install
-	$(PYTHON) benchmarks/gpu.py $(BENCH)
+	$(PYTHON) -m benchmarks.cuda_ext.gpu $(BENCH)
 
 gpu-install:
-	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps . $(CUDA_ON)
+	$(PYTHON) -m pip install --quiet --no-build-isolation --no-deps --editable . $(CUDA_ON)
 
 $(RUN_READY): $(SOURCES) | $(BIN)/python
 	@rm -f $(TEST_READY) $(LINT_READY)

@@ -1,6 +1,6 @@
 """Is `infer` the fastest way through one layer? Beside XLA's dense product, BCOO and, on a GPU, cuSPARSE.
 
-    python benchmarks/choice.py [--neurons=1024,4096] [--density=0.01,0.5] [--features=1,60000] [--time_limit=150]
+    python -m benchmarks.choice [--neurons=1024,4096] [--density=0.01,0.5] [--features=1,60000] [--time_limit=150]
 
 One layer of random edges (each with the same chance), ReLU with the cap of 32, from activations to activations, both
 float32 on the device. Contenders:
@@ -8,7 +8,7 @@ float32 on the device. Contenders:
 kernels            `infer` on a plan without dense products
 infer, PRECISION   `infer` on a plan of `build_plan(precision=PRECISION)`, which picks what it takes for the faster one;
                    where that is the kernels, the program is the same and not timed again
-the rest           as in gpu_peers.py; on a CPU, dense float32 and BCOO
+the rest           as in peers.py; on a CPU, dense float32 and BCOO
 
 Every result is compared with that of the kernels. What takes more than --memory GiB, or is foreseen to take more than
 --limit seconds, is left out, and the record says so. Each figure is written as it comes; a later run goes on with the
@@ -19,20 +19,17 @@ import argparse
 import dataclasses
 import functools
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import choice_map
-import gpu_peers
 import jax
 import jax.numpy as jnp
 import numpy as np
-from results_file import Results
-from timing import measure
 
+from benchmarks import choice_map, peers
+from benchmarks.results_file import Results
+from benchmarks.timing import measure
 from spdnn_jax import Plan, SparseLayer, build_plan, costs, infer, ops
 
 NEURONS = (512, 1024, 2048, 4096, 8192, 16384)
@@ -49,10 +46,10 @@ _jitted = functools.partial(jax.jit, compiler_options=ops.COMPILER_OPTIONS)
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """What is timed: `prepare` takes the activations, and returns what starts the work; as `gpu_peers.Peer` else."""
+    """What is timed: `prepare` takes the activations, and returns what starts the work; as `peers.Peer` else."""
 
     name: str
-    prepare: Callable[[jax.Array], gpu_peers.Run]
+    prepare: Callable[[jax.Array], peers.Run]
     fits: Callable[[int], bool]
     wait: Callable[[Any], Any]
     tolerance: float
@@ -89,7 +86,7 @@ def contenders(layer: SparseLayer, settings: argparse.Namespace) -> Iterator[Con
         if settings.gpu or precision == "float32":
             plan = whole if precision == "float32" else plain.with_precision(precision)
             yield _ours(f"infer, {precision}", plan, tolerance)
-    for peer in gpu_peers.PEERS:
+    for peer in peers.PEERS:
         if settings.gpu or peer.name in _ON_A_CPU:
             yield Contender(
                 peer.name,
@@ -158,11 +155,11 @@ def _measured(
         run = contender.prepare(y)
         result = run()
         contender.wait(result)
-        found = gpu_peers.on_host(result[:_COMPARED])
+        found = peers.on_host(result[:_COMPARED])
         del result
         if not expected:
             expected.append(found)
-        error = gpu_peers.difference(found, expected[0])
+        error = peers.difference(found, expected[0])
         if error > contender.tolerance:
             raise ValueError(f"its result differs from the kernels' by {error:.1e} of the largest activation")
         timing = measure(run, contender.wait, repeats=settings.repeats, budget=settings.budget)
@@ -191,7 +188,6 @@ def _parse() -> argparse.Namespace:
     settings.gpu = jax.default_backend() == "gpu"
     settings.memory = settings.memory or (30.0 if settings.gpu else 4.0)
     settings.output = settings.output or f"benchmarks/results/choice_{'gpu' if settings.gpu else 'cpu'}.json"
-    settings.load = os.getloadavg()[0]
     return settings
 
 
@@ -201,7 +197,7 @@ def main() -> None:
     begin = time.perf_counter()
     settings = _parse()
     kept = {name: value for name, value in vars(settings).items() if name != "output"}
-    results = Results(settings.output, shlex.join(["python", *sys.argv]), kept)
+    results = Results(settings.output, kept)
     settings.end = begin + settings.time_limit
     for neurons in settings.neurons:
         for density in settings.density:

@@ -1,6 +1,6 @@
 """A heat map of what `choice.py` measured: how many times as fast `infer` is as the best of the others.
 
-    python benchmarks/choice_map.py [benchmarks/results/choice_gpu.json]
+    python -m benchmarks.choice_map [benchmarks/results/choice_gpu.json]
 
 One panel for each width and precision; blue where `infer` is the faster one, red where another is, whose name stands
 below the figure. The others of a precision are those that round no more than it allows. What `spdnn_jax/costs.py` holds
@@ -104,7 +104,7 @@ def report(path: str) -> None:
     if not maps:
         print("nothing to draw: no point has figures of infer and of another")
     elif importlib.util.find_spec("matplotlib") is None:
-        print(f"matplotlib is not installed: python benchmarks/choice_map.py {path} draws the map where it is")
+        print(f"matplotlib is not installed: python -m benchmarks.choice_map {path} draws the map where it is")
     else:
         _draw(maps, f"infer beside the best other, one layer; {content['device']}", Path(path).with_suffix(".png"))
 

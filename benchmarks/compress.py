@@ -1,6 +1,6 @@
 """What lossless compression gains where there is something to merge, and costs where there is nothing.
 
-    python benchmarks/compress.py [--output=FILE] [--networks=1024x120,...] [--trained=mnist-128x18.tar.gz]
+    python -m benchmarks.compress [--output=FILE] [--networks=1024x120,...] [--trained=mnist-128x18.tar.gz]
 
 Each network runs with every --compress setting in turn, on the device that JAX picks: from the input on the device to
 the categories on the device. All settings must give the same categories. The challenge's networks have equal neurons
@@ -9,20 +9,17 @@ and features; a random network (32 random inputs an output, normally distributed
 
 import argparse
 import functools
-import json
-import os
-import shlex
-import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from random_layers import random_layer
-from trained_network import trained_network
 
+from benchmarks.random_layers import random_layer
+from benchmarks.results_file import Results
+from benchmarks.timing import measure_in_turn
+from benchmarks.trained_network import trained_network
 from spdnn_jax import SparseNetwork, build_plan, ops
 from spdnn_jax.command_line import report
 from spdnn_jax.graph_challenge import radixnet
@@ -70,15 +67,9 @@ def measure(name: str, network: Callable[[], SparseNetwork], y0: np.ndarray, rep
             "edges": plan.edges,
             "multiplied_edges": int(plan.multiplied_edges.sum()),
         }
-    times: dict[str, list[float]] = {compress: [] for compress in COMPRESS}
-    for _ in range(repeats):
-        for compress, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[compress].append(time.perf_counter() - start)
-    for compress, seconds in times.items():
+    for compress, timing in measure_in_turn(runs, repeats).items():
         np.testing.assert_array_equal(answers[compress], answers["none"], err_msg=f"{name}, --compress={compress}")
-        figures[compress] |= {"seconds": statistics.median(seconds), "seconds_of_repeats": seconds}
+        figures[compress] |= timing.as_record()
     return figures
 
 
@@ -91,26 +82,18 @@ def main() -> None:
     parser.add_argument("--trained", help="archive of the trained network")
     parser.add_argument("--repeats", type=int, default=9)
     settings = parser.parse_args()
-    result: dict[str, Any] = {
-        "device": report.device(),
-        "versions": report.versions(),
-        "command": shlex.join(["python", *sys.argv]),
-        "timed": f"device-resident input to categories; median of {settings.repeats} in turn, after one warm-up each",
-        "load_before": os.getloadavg()[0],
-        "networks": {},
-    }
+    results = Results(settings.output, vars(settings))
     for name, network, y0 in networks(settings):
         figures = measure(name, network, y0, settings.repeats)
-        result["networks"][name] = figures
         for compress, figure in figures.items():
+            results.add({"section": "compress", "name": name, "contender": compress, **figure})
             ratio = figures["none"]["seconds"] / figure["seconds"]
             share = figure["multiplied_edges"] / figure["edges"]
             print(
                 f"{name:<40} {compress:<8} {report.duration(figure['seconds']):>9}  {ratio:5.2f} x as fast as none  "
                 f"{share:6.1%} of the edges  read and plan {report.duration(figure['read_and_plan_seconds'])}"
             )
-        report.write_json(settings.output, result)
-    print(f"wrote {settings.output}: {json.dumps(result['versions'])}")
+    print(f"wrote {settings.output}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Forward plus backward, beside what a JAX user would write: BCOO, dense float32, and on a GPU dense TF32.
 
-    python benchmarks/derivatives.py [--only=weights,features,deep,compile] [--neurons=512,4096] [--density=0.01,0.1]
+    python -m benchmarks.derivatives [--only=weights,features,deep,compile] [--neurons=512,4096] [--density=0.01,0.1]
 
 weights    one layer: its value, and the gradient in features, values and bias
 features   four layers: the value of `infer`, and the gradient in the features
@@ -14,9 +14,6 @@ compared with ours. A contender that takes more than --memory GiB for its weight
 
 import argparse
 import dataclasses
-import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -25,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import sparse
-from random_layers import random_layer
-from results_file import Results
-from timing import measure
 
+from benchmarks.random_layers import random_layer
+from benchmarks.results_file import Results
+from benchmarks.timing import measure
 from spdnn_jax import SparseNetwork, apply, build_plan, infer, trainable, with_weights
 
 SECTIONS = ("weights", "features", "deep", "compile")
@@ -188,10 +185,9 @@ def main() -> None:
     parser.add_argument("--output")
     settings = parser.parse_args()
     settings.gpu = jax.default_backend() == "gpu"
-    settings.load = os.getloadavg()[0]
     settings.features = settings.features or (2048 if settings.gpu else 256)
     output = settings.output or f"benchmarks/results/derivatives_{'gpu' if settings.gpu else 'cpu'}.json"
-    results = Results(output, shlex.join(["python", *sys.argv]), vars(settings))
+    results = Results(output, vars(settings))
     sections = settings.only.split(",")
     for neurons in map(int, settings.neurons.split(",")):
         for density in map(float, settings.density.split(",")):

@@ -1,7 +1,7 @@
 """One layer on few features on the CPU, beside SciPy, a dense product and BCOO: the time of a call.
 
-    python benchmarks/few.py [--cores=1] [--neurons=512,4096] [--density=0.01,0.1] [--features=1,8,64,512]
-    python benchmarks/few.py --pattern='pruned 90%'
+    python -m benchmarks.few [--cores=1] [--neurons=512,4096] [--density=0.01,0.1] [--features=1,8,64,512]
+    python -m benchmarks.few --pattern='pruned 90%'
 
 Timed: from activations to activations, product, bias and ReLU, one call at a time; each contender has its weights and
 its activations in memory in its own form (SciPy: CSR with a row an output, activations with a row a neuron, which is
@@ -11,14 +11,14 @@ weights take more than --memory GiB, or whose calls take more than --limit secon
 
 import argparse
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from benchmarks.timing import measure
 
 NEURONS = (512, 1024, 4096, 20000)
 DENSITIES = (0.001, 0.01, 0.1, 0.5)
@@ -84,8 +84,6 @@ def contenders(layer: Any) -> list[Contender]:
 
 def measure_layer(layer: Any, name: str, features: list[int], results: Any, arguments: argparse.Namespace) -> None:
     """All contenders on all counts of features; one line each."""
-    from timing import measure
-
     generator = np.random.default_rng(1)
     for contender in contenders(layer):
         for count in features:
@@ -140,13 +138,12 @@ def main() -> None:
     arguments = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])  # before JAX makes its threads
 
-    from patterns import PATTERNS
-    from random_layers import random_layer
-    from results_file import Results
+    from benchmarks.patterns import PATTERNS
+    from benchmarks.random_layers import random_layer
+    from benchmarks.results_file import Results
 
     output = arguments.output or f"benchmarks/results/few_{arguments.cores}_cores.json"
-    settings = {"repeats": arguments.repeats, "load_before": os.getloadavg()[0]}
-    results = Results(output, shlex.join(["python", *sys.argv]), settings)
+    results = Results(output, {"repeats": arguments.repeats})
     features = [int(count) for count in arguments.features.split(",")]
     for neurons in map(int, arguments.neurons.split(",")):
         generator = np.random.default_rng(neurons)

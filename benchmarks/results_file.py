@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,11 @@ class Results:
     of the same section, name and contender is replaced. Another file is begun anew.
     """
 
-    def __init__(self, path: str | os.PathLike[str], command: str, settings: dict[str, Any]) -> None:
-        """Opens the file.
+    def __init__(self, path: str | os.PathLike[str], settings: dict[str, Any]) -> None:
+        """Opens the file, and begins a run, which keeps the command and the machine's load before it.
 
         Args:
             path: The file; its folder must exist.
-            command: The command line that measures.
             settings: What else a figure depends on.
 
         Raises:
@@ -37,9 +38,10 @@ class Results:
         self.content: dict[str, Any] = {**head, "runs": [], "records": []}
         if self._path.exists():
             old = json.loads(self._path.read_text(encoding="utf-8"))
-            if {name: old.get(name) for name in head} == head:
+            if old.items() >= head.items():
                 self.content = old
-        self.content["runs"].append({"command": command, "settings": settings, "library": _library_digest()})
+        run = {"command": command(), "settings": settings, "load_before": os.getloadavg()[0]}
+        self.content["runs"].append(run | {"library": _library_digest()})
         self._write()
 
     def add(self, record: dict[str, Any]) -> None:
@@ -55,6 +57,11 @@ class Results:
 
     def _write(self) -> None:
         report.write_json(self._path, self.content)
+
+
+def command() -> str:
+    """The command that this process is, to be run again from the root of the repository."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
 
 
 def _library_digest() -> str | None:

@@ -1,9 +1,9 @@
-"""Times work that a device does asynchronously."""
+"""Times work: of a device that does it asynchronously, and of contenders that take turns."""
 
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,3 +66,21 @@ def measure(
         wait(run())
         seconds.append((time.perf_counter() - start) / calls)
     return Timing(seconds, calls)
+
+
+def measure_in_turn(contenders: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
+    """Times contenders by turns, so that whatever else the machine does meets them all alike.
+
+    Args:
+        contenders: By name, what does the work and waits for it; called once before, which is not timed.
+        repeats: Timed calls of each.
+    """
+    for run in contenders.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Timing(times, 1) for name, times in seconds.items()}

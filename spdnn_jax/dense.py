@@ -128,7 +128,7 @@ class DenseProducts:
             f"{100 * min(costs.density(table, layer) for layer in layers):.3g}% of all weights or more"
             for features, layers in layers_by_time.items()
         ]
-        return f"{head}: {'; '.join(parts)}; {self.nbytes / 2**20:,.1f} MiB beside the plan"
+        return f"{head}: {'; '.join(parts)}"
 
 
 def _weights_and_bias(table: PlanTable, words: np.ndarray, layer: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -215,9 +215,18 @@ class Plan:
                 f"edges with padding: {stored:,} ({100 * (stored / max(multiplied, 1) - 1):.1f}% more than without), "
                 f"{100 * (runs['value_offset'] < 0).mean():.1f}% of the runs hold no values, one weight serves them",
                 f"on CUDA: {planner.schedule(self.table, self.kernel).reason}",
-                *([] if self.dense is None else [self.dense.summary(self.table)]),
+                *([] if self.dense is None else [self._summary_of_dense(self.dense)]),
                 *([] if features is None else [self._summary_of_memory(features)]),
             ]
+        )
+
+    def _summary_of_dense(self, dense: DenseProducts) -> str:
+        if not dense.layers:
+            return dense.summary(self.table)
+        return (
+            f"{dense.summary(self.table)}; their weights take {dense.nbytes / 2**20:,.1f} MiB beside the plan, "
+            f"together {(self.nbytes + dense.nbytes) / self._csr_nbytes():.2f} times the CSR: precision=None leaves "
+            "them out"
         )
 
     def _csr_nbytes(self) -> int:
@@ -383,7 +392,8 @@ def build_plan(
             figures, that runs; `Plan.summary` says where.
         precision: What the inputs of dense products may be rounded to, activations and weights alike; sums are float32.
             "float32": nothing is rounded. "tf32", "bfloat16": on a GPU, to 11 or 8 bits of significand
-            (docs/numerics.md); on a CPU they are float32. None: no dense products. The kernels round nothing.
+            (docs/numerics.md); on a CPU they are float32. None: no dense products, nor their weights. The kernels round
+            nothing.
         derivatives: Whether `infer` is to be differentiated in the features: see `Plan.with_derivatives`.
         threads: Layers worked on at a time; by default, the cores this process may use.
         progress: Called after each layer with the number of layers taken so far.

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trained_network import trained_network
 
+from benchmarks.trained_network import trained_network
 from spdnn_jax import Clip, Plan, SparseLayer, SparseNetwork, build_plan, categories, infer, layer, ops
 from spdnn_jax.activation import paired, resolve
 from spdnn_jax.distributed import mesh

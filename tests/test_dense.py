@@ -215,7 +215,8 @@ def test_under_jit_vmap_scan_and_export(plan_and_network: tuple[Plan, SparseNetw
     mapped = jax.vmap(lambda y: infer(plan, y))(jnp.asarray(y0).reshape(2, 3, 33))
     of_plans = jax.vmap(infer, (0, None))(jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), plan), y0)
     _, scanned = jax.lax.scan(lambda carry, y: (carry, infer(plan, y)), 0, jnp.asarray(y0))
-    exported = export.export(run, disabled_checks=export_checks)(plan, y0)
+    # JAX would export for the machine's GPU, whatever the default device is
+    exported = export.export(run, platforms=["cpu"], disabled_checks=export_checks)(plan, y0)
     for found in (
         run(plan, y0),
         mapped.reshape(6, 9),
@@ -360,6 +361,12 @@ def test_dense_layers_are_dense_products() -> None:
     assert "for 2 of 3" in plan.summary()
     assert plan.dense.nbytes == 2 * 4 * (600 * 600 + 600)
     assert f"{plan.dense.nbytes / 2**20:,.1f} MiB beside the plan" in plan.summary()
+    csr = 4 * (2 * plan.edges + 3 * 601)
+    assert f"together {(plan.nbytes + plan.dense.nbytes) / csr:.2f} times the CSR" in plan.summary()
+    assert "precision=None leaves them out" in plan.summary()
+    alone = plan.with_precision(None).summary()
+    assert f"{plan.nbytes / csr:.2f} times what the network takes in CSR" in alone
+    assert "beside the plan" not in alone
     network = SparseNetwork([square(600, 0.02), square(600, 0.9), square(600, 0.9, 1)], cap=None)
     y0 = features(300, 600)
     expected = dense_reference(network, y0)

@@ -17,13 +17,13 @@ from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "BUILD.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "BUILD.md", *sorted([*ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")])]
 LANGUAGES = {"python", "sh", "text", ""}
 """Of blocks: what is run, what is looked through, and what is no code."""
 
 
 def named(page: Path) -> str:
-    return page.name
+    return str(page.relative_to(ROOT))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -73,6 +73,14 @@ def test_every_block_is_of_a_kind_that_is_tested(page: Path) -> None:
     assert set(fences) <= LANGUAGES, "test blocks of this language, too"
 
 
+def test_benchmarks_are_called_by_their_names() -> None:
+    files = [*PAGES, ROOT / "Makefile", *ROOT.glob("benchmarks/**/*.py")]
+    called = {name for file in files for name in re.findall(r"-m (benchmarks[\w.]*\w)", file.read_text())}
+    absent = {name for name in called if not (ROOT / name.replace(".", "/")).with_suffix(".py").exists()}
+    assert called
+    assert not absent
+
+
 def test_the_page_of_the_command_line_has_every_flag() -> None:
     rows = re.findall(r"^\| (`--.*?) \|", (ROOT / "docs" / "command_line.md").read_text(), re.MULTILINE)
     told = [flag for row in rows for flag in re.findall(r"`--(\w+)`", row)]
@@ -83,7 +91,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Links, anchors, and the references that docstrings make."""
     pytest.importorskip("mkdocstrings")
     done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)],
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)],
         env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
         cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip

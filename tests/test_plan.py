@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from patterns import PATTERNS
-from random_layers import random_layer as random_rows
 
+from benchmarks.patterns import PATTERNS
+from benchmarks.random_layers import random_layer as random_rows
 from spdnn_jax import Clip, Plan, SparseLayer, SparseNetwork, _native, build_plan, infer, layout, planner
 from spdnn_jax._native import core
 from spdnn_jax.graph_challenge import radixnet

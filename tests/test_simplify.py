@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trained_network import trained_network
 
+from benchmarks.trained_network import trained_network
 from spdnn_jax import Clip, Plan, SparseLayer, SparseNetwork, build_plan, infer, ops, planner
 from spdnn_jax.graph_challenge import oracle, radixnet
 from spdnn_jax.graph_challenge.inputs import digits

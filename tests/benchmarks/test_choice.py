@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import choice
-import choice_map
-import gpu_peers
 import jax
 import numpy as np
 import pytest
 
+from benchmarks import choice, choice_map, peers
 from spdnn_jax import costs
 
 SMALL = ("--neurons=64", "--density=0.1,0.5", "--features=1,20", "--repeats=3", "--budget=0.1")
@@ -36,8 +34,8 @@ def test_everything_is_measured_compared_and_drawn(
 
 
 def test_a_wrong_result_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_cpu: None) -> None:
-    wrong = gpu_peers.Peer("JAX BCOO", lambda _, y: lambda: y * 0, lambda _, count: count, jax.block_until_ready, 1e-3)
-    monkeypatch.setattr(gpu_peers, "PEERS", (wrong,))
+    wrong = peers.Peer("JAX BCOO", lambda _, y: lambda: y * 0, lambda _, count: count, jax.block_until_ready, 1e-3)
+    monkeypatch.setattr(peers, "PEERS", (wrong,))
     content = bench(monkeypatch, tmp_path / "wrong.json", "--density=0.5")
     records = [record for record in content["records"] if record["contender"] == "JAX BCOO"]
     assert len(records) == 2

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from patterns import PATTERNS, banded, blocks, convolution, magnitude_pruned
 
+from benchmarks.patterns import PATTERNS, banded, blocks, convolution, magnitude_pruned
 from spdnn_jax import Clip, SparseNetwork, build_plan, categories, infer, layer
 from spdnn_jax.graph_challenge import oracle
 

@@ -1,6 +1,6 @@
 """Draws what `gpu.py` measured: networks beside the paper's code, layers beside their peers.
 
-    python benchmarks/gpu_plots.py [benchmarks/results/h100.json]
+    python -m benchmarks.cuda_ext.plots [benchmarks/results/h100.json]
 
 writes `networks.png` and `layers.png` beside the file.
 """
@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import gpu_table
 import matplotlib.pyplot as plt
 
+from benchmarks.cuda_ext import tables
 from spdnn_jax import planner
 from spdnn_jax.command_line import plots
 
@@ -20,7 +20,7 @@ from spdnn_jax.command_line import plots
 def draw_networks(content: dict[str, Any], path: Path) -> None:
     """Seconds of each network, as `spdnn plot --figure=networks` draws them."""
     reports = []
-    for record in gpu_table.measured(content["records"], "networks"):
+    for record in tables.measured(content["records"], "networks"):
         neurons, layers = map(int, record["name"].split("x"))
         reports.append(
             {
@@ -37,8 +37,8 @@ def draw_networks(content: dict[str, Any], path: Path) -> None:
 
 def draw_layers(content: dict[str, Any], path: Path) -> None:
     """Active edges a second of single layers, a column for each kind, our families filled and peers hollow."""
-    records = gpu_table.measured(content["records"], "layers")
-    kinds = gpu_table.kinds_of(records)
+    records = tables.measured(content["records"], "layers")
+    kinds = tables.kinds_of(records)
     figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
     for contender in dict.fromkeys(record["contender"] for record in records):
         chosen = [record for record in records if record["contender"] == contender]

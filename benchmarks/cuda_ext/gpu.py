@@ -1,6 +1,6 @@
 """Everything that is measured on one GPU: the challenge's networks, single layers beside their peers, a tail, ceilings.
 
-    python benchmarks/gpu.py [--only=networks,layers,tail,ceilings] [--networks=1024x120,...] [--mnist_dir=DIR]
+    python -m benchmarks.cuda_ext.gpu [--only=networks,layers,tail,ceilings] [--networks=1024x120,...] [--mnist_dir=DIR]
 
 networks   from device-resident uint8 features to device-resident categories; generated weights, MNIST where --mnist_dir
            is given, digits otherwise
@@ -11,7 +11,7 @@ tail       100 layers with 2,000 active features, seconds by layer, launches inc
 ceilings   what the device's memory moves
 
 Results go to --output after every measurement, and are added to what the same device and versions wrote there; a second
-run may do what the first had no time for. `gpu_table.py` makes tables of them.
+run may do what the first had no time for. `tables.py` makes tables of them.
 """
 
 import argparse
@@ -19,21 +19,20 @@ import dataclasses
 import functools
 import inspect
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import gpu_peers
-import gpu_table
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_layers import random_layer
-from results_file import Results
-from timing import Timing, measure
 
+from benchmarks import peers
+from benchmarks.cuda_ext import tables
+from benchmarks.random_layers import random_layer
+from benchmarks.results_file import Results
+from benchmarks.timing import Timing, measure
 from spdnn_jax import SparseLayer, build_plan, infer, ops, planner
 from spdnn_jax.command_line import report
 from spdnn_jax.graph_challenge import inputs, networks, radixnet
@@ -59,7 +58,7 @@ def main() -> int:
     settings = _parse()
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", _MEMORY_SHARE)  # read when the device is first used
     kept = {name: value for name, value in vars(settings).items() if name != "output"}
-    results = Results(settings.output, shlex.join(["python", *sys.argv]), kept)
+    results = Results(settings.output, kept)
     sections = {"networks": _networks, "layers": _layers, "tail": _tail, "ceilings": _ceilings}
     begin = time.perf_counter()
     for section in settings.only:
@@ -68,7 +67,7 @@ def main() -> int:
                 print(f"--time_limit={settings.time_limit:g}: {' '.join(measurement[:3])} and the rest are left out")
                 return 0
             _measure_one(measurement, results)
-    print(gpu_table.tables(results.content))
+    print(tables.markdown(results.content))
     return 0
 
 
@@ -204,7 +203,7 @@ def _layers(settings: argparse.Namespace) -> Iterator[Measurement]:
             name = f"{neurons} {pattern}"
             for family in FAMILIES:
                 yield "layers", name, family, functools.partial(_measure_chain, pattern, neurons, family, settings)
-            for peer in gpu_peers.PEERS:
+            for peer in peers.PEERS:
                 yield "layers", name, peer.name, functools.partial(_measure_peer, pattern, neurons, peer, settings)
 
 
@@ -240,7 +239,7 @@ def _per_layer(plan: Plan, y0: jax.Array, settings: argparse.Namespace) -> dict[
     }
 
 
-def _measure_peer(pattern: str, neurons: int, peer: gpu_peers.Peer, settings: argparse.Namespace) -> dict[str, Any]:
+def _measure_peer(pattern: str, neurons: int, peer: peers.Peer, settings: argparse.Namespace) -> dict[str, Any]:
     layer = _layers_of(pattern, neurons)[0]
     count = peer.features(layer, settings.features)
     y0 = _random_input(neurons, count)
@@ -248,7 +247,7 @@ def _measure_peer(pattern: str, neurons: int, peer: gpu_peers.Peer, settings: ar
     result = run()
     peer.wait(result)
     ours = infer(build_plan([layer]), y0[:_COMPARED])
-    error = gpu_peers.difference(gpu_peers.on_host(result[:_COMPARED]), np.asarray(ours))
+    error = peers.difference(peers.on_host(result[:_COMPARED]), np.asarray(ours))
     del result
     if error > peer.tolerance:
         raise ValueError(f"its result differs from ours by {error:.1e} of the largest activation")

@@ -1,6 +1,6 @@
 """compute-sanitizer over every kernel family: memcheck, racecheck, initcheck, synccheck on small odd networks.
 
-    python benchmarks/sanitize.py [--tools=memcheck,racecheck,initcheck,synccheck] [--sanitizer=PATH]
+    python -m benchmarks.cuda_ext.sanitize [--tools=memcheck,racecheck,initcheck,synccheck] [--sanitizer=PATH]
 
 Runs `sanitize_cases.py` under each tool. The exit code is 0 where every case agreed with the oracle and no tool
 reported an error in a kernel of ours; reports about kernels of XLA's are counted, and fail nothing.
@@ -18,9 +18,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-_FOLDER = Path(__file__).parent
-sys.path.append(str(_FOLDER))  # which PYTHONSAFEPATH=1 leaves out, here and in the cases
-from sanitize_cases import AGREED  # noqa: E402
+from benchmarks.cuda_ext import sanitize_cases
 
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
@@ -37,7 +35,6 @@ _ENVIRONMENT = {  # one device allocation for each array: the sanitizer then see
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     "XLA_PYTHON_CLIENT_ALLOCATOR": "platform",
     "JAX_PLATFORMS": "cuda,cpu",
-    "PYTHONPATH": os.pathsep.join([str(_FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])]),
 }
 
 
@@ -94,7 +91,7 @@ class Run:
 
 def run_tool(sanitizer: str, tool: str, timeout: float) -> Run:
     """Runs the cases under one tool, for `timeout` seconds at most."""
-    cases = [sys.executable, str(_FOLDER / "sanitize_cases.py"), *(["--tiny"] if tool in _TINY else [])]
+    cases = [sys.executable, "-m", sanitize_cases.__name__, *(["--tiny"] if tool in _TINY else [])]
     with tempfile.TemporaryDirectory() as folder:
         log, printed = Path(folder) / "log", Path(folder) / "printed"
         options = [*_COMMON_OPTIONS, f"--log-file={log}", *_OPTIONS.get(tool, [])]
@@ -120,7 +117,7 @@ def judge(tool: str, run: Run) -> str | None:
         return f"{tool}: {len(found.ours)} reports about our kernels, the first:\n{found.ours[0]}"
     if run.code is None:
         return f"{tool}: the time was up (--timeout) before the cases were done; {seen}"
-    if AGREED not in run.printed:
+    if sanitize_cases.AGREED not in run.printed:
         return f"{tool}: the cases did not run to their end (exit code {run.code}); {seen}"
     if len(found.others) >= _LIMIT:
         return f"{tool}: so many reports about other kernels that ours may be hidden, the first:\n{found.others[0]}"

@@ -1,6 +1,6 @@
 """Small networks of every odd shape, run by every kernel family and compared with the float64 oracle.
 
-    python benchmarks/sanitize_cases.py [--tiny]
+    python -m benchmarks.cuda_ext.sanitize_cases [--tiny]
 
 `sanitize.py` runs this under compute-sanitizer. Everything that the kernels read comes from the host, so that the
 sanitizer sees who wrote it, and before every call freed device memory holds NaN: a workspace that a kernel takes for
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from random_layers import random_layer
 
+from benchmarks.random_layers import random_layer
 from spdnn_jax import SparseNetwork, _native, apply, build_plan, infer, ops, pack_bits, planner, trainable, with_weights
 from spdnn_jax.graph_challenge import oracle, radixnet
 from spdnn_jax.plan import Plan

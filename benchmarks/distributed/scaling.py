@@ -1,6 +1,6 @@
 r"""Strong and weak scaling over the GPUs of one host, and what one of up to 1,024 GPUs would have to do.
 
-    python benchmarks/scaling.py [--networks 16384x120 65536x120] [--output=benchmarks/results/scaling.json]
+    python -m benchmarks.distributed.scaling [--networks 16384x120 65536x120] [--output=benchmarks/results/scaling.json]
 
 For each network, on 1, 2, 4, 8 ... devices, as many as there are:
 
@@ -14,17 +14,15 @@ For each network, on 1, 2, 4, 8 ... devices, as many as there are:
 Categories of every run must equal those of the run on one device. Features are digits, kept in `--cache`, for wide
 ones take minutes to make. A dry run without GPUs:
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=4 JAX_PLATFORMS=cpu python benchmarks/scaling.py \
+    XLA_FLAGS=--xla_force_host_platform_device_count=4 JAX_PLATFORMS=cpu python -m benchmarks.distributed.scaling \
         --networks 1024x12 --features=2000 --output=/tmp/scaling.json
 """
 
 import argparse
+import functools
 import inspect
 import multiprocessing
 import os
-import shlex
-import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -36,6 +34,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.results_file import command
+from benchmarks.timing import measure
 from spdnn_jax import build_plan, categories_sharded
 from spdnn_jax.command_line import report
 from spdnn_jax.distributed.mesh import AXIS, feature_mesh, imbalance, replicate
@@ -91,12 +91,8 @@ class Measured:
         runner.place(y0)
         runner.compile()
         self.alive, self.active = runner.fetch(runner.run())
-        self.times = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            runner.run()
-            self.times.append(time.perf_counter() - start)
-        self.seconds = statistics.median(self.times)
+        self.timing = measure(runner.run, lambda done: done, repeats=repeats, calls=1)
+        self.seconds = self.timing.median
         self._plan, self._features = plan, len(y0)
 
     def record(self, **more: Any) -> dict[str, Any]:
@@ -105,8 +101,7 @@ class Measured:
         return more | {
             "devices": len(self.active),
             "features": self._features,
-            "seconds": self.seconds,
-            "seconds_of_repeats": self.times,
+            **self.timing.as_record(),
             "nominal_edges_per_second": networks.nominal_edges(self._features, edges) / self.seconds,
             "active_edges_per_second": networks.active_edges(self._features, edges, active) / self.seconds,
             "active": active.tolist(),
@@ -131,12 +126,8 @@ def measure_in_program(plan: Plan, y0: np.ndarray, devices: int, repeats: int, e
     plan = replicate(plan, mesh)
     alive = np.asarray(categories_sharded(plan, placed, mesh))
     require_equal(alive, expected[:whole], f"categories_sharded on {devices} devices")
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(categories_sharded(plan, placed, mesh))
-        times.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(times), "seconds_of_repeats": times, "features": whole}
+    run = functools.partial(categories_sharded, plan, placed, mesh)
+    return measure(run, jax.block_until_ready, repeats=repeats, calls=1).as_record() | {"features": whole}
 
 
 def fullest_share(alive: np.ndarray, devices: int) -> slice:
@@ -213,7 +204,7 @@ def show(name: str, run: dict[str, Any]) -> None:
     speedup = f"{run['speedup']:5.2f} x one device, " if "speedup" in run else ""
     say(
         f"{name} {run['kind']:6} {run['devices']} devices, {run['features']:6,} features: {run['seconds']:.5f} s "
-        f"({min(run['seconds_of_repeats']):.5f} .. {max(run['seconds_of_repeats']):.5f}), {speedup}"
+        f"({run['minimum']:.5f} .. {max(run['repeats']):.5f}), {speedup}"
         f"{report.rate(run['nominal_edges_per_second'])} nominal, "
         f"{report.rate(run['active_edges_per_second'])} active, survivors {run['active_of_devices_at_the_end']}"
     )
@@ -235,7 +226,7 @@ def main() -> None:
         "device": report.device(),
         "devices": len(jax.devices()),
         "versions": report.versions(),
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command(),
         "timed": f"dealt features on the devices to categories on them; median of {arguments.repeats}, after a warm-up",
         "networks": [],
     }

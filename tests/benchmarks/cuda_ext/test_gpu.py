@@ -1,19 +1,14 @@
 """The GPU benchmark, on whatever device there is: what it times, keeps and prints."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-import gpu
-import gpu_peers
-import gpu_table
 import jax
-import numpy as np
 import pytest
-from results_file import Results
-from timing import Timing, measure
 
+from benchmarks import peers
+from benchmarks.cuda_ext import gpu, tables
 from spdnn_jax import _native
 
 SMALL = ("--networks=64x6", "--widths=64", "--features=300", "--chain=3", "--repeats=3")
@@ -27,7 +22,7 @@ def small_scale(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def bench(monkeypatch: pytest.MonkeyPatch, output: Path, *arguments: str) -> dict[str, Any]:
-    monkeypatch.setattr("sys.argv", ["gpu.py", *SMALL, *arguments, f"--output={output}"])
+    monkeypatch.setattr("sys.argv", ["gpu", *SMALL, *arguments, f"--output={output}"])
     assert gpu.main() == 0
     return json.loads(output.read_text())
 
@@ -35,7 +30,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, output: Path, *arguments: str) -> dic
 def test_everything_is_measured_or_says_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = bench(monkeypatch, tmp_path / "all.json")
     found = {(r["section"], r["name"], r["contender"]): r for r in content["records"]}
-    contenders = [*gpu.FAMILIES, *(peer.name for peer in gpu_peers.PEERS)]
+    contenders = [*gpu.FAMILIES, *(peer.name for peer in peers.PEERS)]
     assert {key[2] for key in found if key[:2] == ("layers", "64 challenge")} == set(contenders)
     assert {key[2] for key in found if key[:2] == ("layers", "64 random")} == set(contenders)
     assert {key[2] for key in found if key[0] == "tail"} == {"auto", *gpu.FAMILIES}
@@ -53,8 +48,8 @@ def test_everything_is_measured_or_says_why_not(tmp_path: Path, monkeypatch: pyt
 
 def test_a_peer_with_a_wrong_result_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A contender that computes something else would win any race."""
-    wrong = gpu_peers.Peer("zeros", lambda _, y: lambda: y * 0, lambda _, count: count, jax.block_until_ready, 1e-3)
-    monkeypatch.setattr(gpu_peers, "PEERS", (wrong,))
+    wrong = peers.Peer("zeros", lambda _, y: lambda: y * 0, lambda _, count: count, jax.block_until_ready, 1e-3)
+    monkeypatch.setattr(peers, "PEERS", (wrong,))
     content = bench(monkeypatch, tmp_path / "wrong.json", "--only=layers", "--patterns=random")
     (record,) = (record for record in content["records"] if record["contender"] == "zeros")
     assert "differs from ours" in record["error"]
@@ -63,7 +58,7 @@ def test_a_peer_with_a_wrong_result_is_not_timed(tmp_path: Path, monkeypatch: py
 
 def test_layers_whose_features_die_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gpu._PATTERNS, "challenge", lambda neurons: list(gpu.radixnet.layers(neurons, 4)))
-    monkeypatch.setattr(gpu_peers, "PEERS", ())
+    monkeypatch.setattr(peers, "PEERS", ())
     content = bench(monkeypatch, tmp_path / "dead.json", "--only=layers", "--patterns=challenge", "--chain=20")
     assert all("features died" in record["error"] for record in content["records"])
 
@@ -78,51 +73,17 @@ def test_the_time_limit_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("flag", ["--only=nothing", "--networks=1024", "--compress=best", "--patterns=stripes"])
 def test_bad_flags(flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["gpu.py", flag])
+    monkeypatch.setattr("sys.argv", ["gpu", flag])
     with pytest.raises(SystemExit) as stopped:
         gpu.main()
     assert stopped.value.code == 2
     assert flag.partition("=")[2] in capsys.readouterr().err
 
 
-def test_results_are_continued_on_the_same_device_alone(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    record = {"section": "tail", "name": "a", "contender": "b"}
-    Results(path, "first", {}).add({**record, "seconds": 1})
-    second = Results(path, "second", {})
-    second.add({**record, "contender": "c", "seconds": 2})
-    second.add({**record, "seconds": 3})
-    content = json.loads(path.read_text())
-    assert [(r["contender"], r["seconds"], r["run"]) for r in content["records"]] == [("c", 2, 1), ("b", 3, 1)]
-    path.write_text(json.dumps({**content, "device": "another"}))
-    assert Results(path, "third", {}).content["records"] == []
-
-
-def test_measure_waits_once_a_repeat() -> None:
-    started: list[int] = []
-    waited: list[int] = []
-
-    def run() -> int:
-        started.append(len(started))
-        return len(started)
-
-    timing = measure(run, waited.append, repeats=4, calls=5)
-    assert len(started) == 2 + 4 * 5
-    assert waited == [1, 2, 7, 12, 17, 22]
-    assert (len(timing.seconds), timing.calls) == (4, 5)
-
-
-def test_a_spent_budget_ends_with_three_repeats() -> None:
-    assert len(measure(lambda: None, lambda _: None, repeats=9, calls=1, budget=0.0).seconds) == 3
-    assert Timing([3.0, 1.0, 2.0], 1).as_record() == {
-        "seconds": 2.0, "minimum": 1.0, "repeats": [3.0, 1.0, 2.0], "calls_per_repeat": 1,
-    }  # fmt: skip
-
-
 @pytest.mark.parametrize(("neurons", "most"), [(1024, 60000), (65536, 20000)])
 def test_peers_take_fewer_features_where_memory_ends(neurons: int, most: int) -> None:
     layer = gpu._challenge_layers(neurons)[0]
-    for peer in gpu_peers.PEERS:
+    for peer in peers.PEERS:
         count = peer.features(layer, 60000)
         assert 128 <= count <= most
         assert 4 * count * neurons <= 4e9
@@ -145,17 +106,9 @@ def test_tables(tmp_path: Path) -> None:
         },
         {"section": "layers", "name": "1024 random", "contender": "JAX BCOO", "error": "out of memory"},
     ]  # fmt: skip
-    text = gpu_table.tables({"device": "a card", "versions": {"jax": "1"}, "records": records})
+    text = tables.markdown({"device": "a card", "versions": {"jax": "1"}, "records": records})
     row = "| 1024 x 120 | none | 60,000 mnist | 940 us | 900 us | 250 TE/s | 11 TE/s | 11.3 ms | 12.0 x |"
     assert row in text
     assert "| 60,000 features | 1024 random | 4096 random |\n| --- | ---: | ---: |\n| grouped | 4.56 | - |" in text
     assert "| JAX BCOO | - | 0.05 (128 features) |" in text
     assert "- layers 1024 random JAX BCOO: out of memory" in text
-
-
-def test_random_layers_are_what_they_are_asked_to_be() -> None:
-    layer = gpu.random_layer(np.random.default_rng(0), 50, np.asarray([3, 3, 0, 50]), share=2, bias=0.5)
-    layer.validate()
-    assert np.diff(layer.indptr).tolist() == [3, 3, 0, 0], "a set is as large as its first output says"
-    assert layer.indices[:3].tolist() == layer.indices[3:].tolist()
-    assert math.isclose(float(layer.bias), 0.5)

@@ -1,6 +1,6 @@
 """1024 x 120 on the CPU, beside SciPy, SuiteSparse and dense JAX: one run, one machine, the same data.
 
-    python benchmarks/cpu.py [--output=benchmarks/results/cpu.json]
+    python -m benchmarks.graph_challenge.cpu [--output=benchmarks/results/cpu.json]
 
 Timed: from the input in memory (in each contender's own form) to the categories. Dead features are dropped after every
 layer by ours, by SciPy and by SuiteSparse; a dense chain under jit has static shapes and cannot. Weights are generated
@@ -9,41 +9,21 @@ layer by ours, by SciPy and by SuiteSparse; a dense chain under jit has static s
 
 import argparse
 import importlib
-import json
-import os
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.results_file import Results
+from benchmarks.timing import Timing, measure_in_turn
 from spdnn_jax import build_plan, ops
-from spdnn_jax.command_line import report
 from spdnn_jax.graph_challenge import inputs, networks, radixnet
 
 NEURONS, LAYERS, FEATURES = 1024, 120, networks.FEATURES
 DENSE_FEATURES = 6000  # the dense chain is slow: timed on a tenth of the features, its seconds times ten
 OURS, DENSE = "spdnn_jax", "dense jnp float32 (a tenth of the features, times ten)"
-
-
-def time_in_turn(contenders: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every repeat, after one call of each that is not timed.
-
-    The contenders take turns, so that whatever else the machine does meets them all alike.
-    """
-    for run in contenders.values():
-        run()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(repeats):
-        for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
-    return times
 
 
 def scipy_chain(y0: np.ndarray, weights: list[Any], bias: float) -> Callable[[], np.ndarray]:
@@ -112,8 +92,8 @@ def main() -> None:
     weights = [layer.to_scipy().T.tocsr() for layer in layers]
     bias = radixnet.bias(NEURONS)
 
-    load = os.getloadavg()[0]
-    plan_seconds = statistics.median(time_in_turn({"plan": lambda: build_plan(layers)}, arguments.repeats)["plan"])
+    results = Results(arguments.output, vars(arguments))
+    planning = measure_in_turn({OURS: lambda: build_plan(layers)}, arguments.repeats)[OURS]
     plan = build_plan(layers)
     on_device = jax.device_put(y0)
     alive, active = ops.categories_and_active(plan, on_device)
@@ -129,36 +109,21 @@ def main() -> None:
             np.testing.assert_array_equal(run(), ids, err_msg=name)
     dense_run = dense_chain(y0[:DENSE_FEATURES], weights, bias)
     np.testing.assert_array_equal(np.flatnonzero(dense_run()), ids[ids < DENSE_FEATURES], err_msg=DENSE)
-    times = time_in_turn(contenders | {DENSE: dense_run}, arguments.repeats)
-    times[DENSE] = [FEATURES / DENSE_FEATURES * value for value in times[DENSE]]
-    seconds = {name: statistics.median(values) for name, values in times.items()}
+    timings = measure_in_turn(contenders | {DENSE: dense_run}, arguments.repeats)
+    timings[DENSE] = Timing([FEATURES / DENSE_FEATURES * value for value in timings[DENSE].seconds], 1)
 
     edges = np.asarray(plan.layer_edges)
     multiplied = networks.active_edges(FEATURES, edges, np.asarray(active))
-    result = {
-        "network": f"{NEURONS} x {LAYERS}, radixnet weights, --compress=none",
-        "features": f"{FEATURES} digits",
-        "device": report.device(),
-        "versions": report.versions(),
-        "command": "python benchmarks/cpu.py",
-        "timed": f"input in memory to categories; median of {arguments.repeats} in turn, after one warm-up each",
-        "load_before": load,
-        "seconds": seconds,
-        "seconds_of_repeats": times,
-        "active_edges": multiplied,
-        "nominal_edges": networks.nominal_edges(FEATURES, edges),
-        "plan_seconds": plan_seconds,
-        "plan_edges_per_second": plan.edges / plan_seconds,
-    }
-    report.write_json(arguments.output, result)
-    for name, value in seconds.items():
-        spread = f"{min(times[name]):.3f} .. {max(times[name]):.3f}"
-        ratio = value / seconds[OURS]
-        print(f"{name:<55} {value:8.3f} s ({spread})  {multiplied / value / 1e9:7.2f} active GE/s  {ratio:6.1f} x ours")
-    if load > 0.5:
-        print(f"the load was {load:.1f} before the start: take figures to report on an idle machine")
-    print(f"plan: {plan.edges / plan_seconds / 1e6:.0f} M edges/s")
-    print(f"wrote {Path(arguments.output)}: {json.dumps(result['versions'])}")
+    figures = {"active_edges": multiplied, "nominal_edges": networks.nominal_edges(FEATURES, edges)}
+    name = f"{NEURONS} x {LAYERS}, radixnet weights, {FEATURES} digits"
+    results.add({"section": "plan", "name": name, "contender": OURS, "edges": plan.edges, **planning.as_record()})
+    for contender, timing in timings.items():
+        results.add({"section": "categories", "name": name, "contender": contender, **timing.as_record(), **figures})
+        spread = f"{min(timing.seconds):.3f} .. {max(timing.seconds):.3f}"
+        rate, ratio = multiplied / timing.median / 1e9, timing.median / timings[OURS].median
+        print(f"{contender:<55} {timing.median:8.3f} s ({spread})  {rate:7.2f} active GE/s  {ratio:6.1f} x ours")
+    print(f"plan: {plan.edges / planning.median / 1e6:.0f} M edges/s")
+    print(f"wrote {arguments.output}")
 
 
 if __name__ == "__main__":

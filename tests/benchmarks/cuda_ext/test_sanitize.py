@@ -1,16 +1,16 @@
 """The sanitizer pass: its cases, and how it reads what compute-sanitizer says."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import sanitize
-import sanitize_cases
 
+from benchmarks.cuda_ext import sanitize, sanitize_cases
 from spdnn_jax.graph_challenge import oracle
+
+ROOT = Path(__file__).parents[3]
 
 OURS = """\
 ========= COMPUTE-SANITIZER
@@ -100,7 +100,7 @@ def test_every_tool_runs_the_cases(
     calls = (tmp_path / "calls").read_text().splitlines()
     assert [f"--tool={tool}" in call for tool, call in zip(sanitize.TOOLS, calls, strict=True)] == [True] * 4
     assert ["--tiny" in call for call in calls] == [tool == "racecheck" for tool in sanitize.TOOLS]
-    assert all(call.endswith(" platform") and "sanitize_cases.py" in call for call in calls)
+    assert all(call.endswith(" platform") and f"-m {sanitize_cases.__name__}" in call for call in calls)
 
 
 def test_a_report_or_a_hang_fails_the_pass(
@@ -122,13 +122,11 @@ def test_without_a_sanitizer_the_check_does_not_pass(
     assert "compute-sanitizer is not there" in capsys.readouterr().err
 
 
-def test_neither_script_asks_for_its_folder_on_the_path(tmp_path: Path) -> None:
-    """As `make gpu-check` is run by who has set PYTHONSAFEPATH: the cases are found, and find what they import."""
-    sanitizer = fake_sanitizer(tmp_path, "while [[ $1 == --* ]]; do shift; done; exec $1 $2 --help")
-    command = [sys.executable, sanitize.__file__, "--tools=memcheck", f"--sanitizer={sanitizer}"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONSAFEPATH": "1"}
-    )
+def test_the_cases_are_found_where_the_check_is(tmp_path: Path) -> None:
+    """As `make gpu-check` runs it, but that the cases only say how they are called."""
+    sanitizer = fake_sanitizer(tmp_path, 'while [[ $1 == --* ]]; do shift; done; exec "$@" --help')
+    command = [sys.executable, "-m", sanitize.__name__, "--tools=memcheck", f"--sanitizer={sanitizer}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert "did not run to their end" in done.stdout, done.stdout + done.stderr
     assert "Traceback" not in done.stdout
 

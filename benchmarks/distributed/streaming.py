@@ -1,6 +1,6 @@
 """Weights streamed to the device while it computes, beside weights that stay there.
 
-    python benchmarks/streaming.py [--networks 16384x120] [--output=benchmarks/results/streaming.json]
+    python -m benchmarks.distributed.streaming [--networks 16384x120] [--output=benchmarks/results/streaming.json]
 
 For each network and each length of a piece: seconds of a run with resident weights in one piece, of one in resident
 pieces, of one with streamed pieces, and of copying all pieces without computing. Streaming is hidden where copying is
@@ -9,11 +9,7 @@ far more bytes to copy.
 """
 
 import argparse
-import shlex
-import statistics
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.results_file import Results
+from benchmarks.timing import measure
 from spdnn_jax import Plan, SparseLayer, build_plan
-from spdnn_jax.command_line import report
 from spdnn_jax.distributed import pieces
 from spdnn_jax.distributed.mesh import feature_mesh, place
 from spdnn_jax.distributed.runner import Runner, Settings
@@ -42,17 +39,11 @@ def random_layers(neurons: int, count: int) -> Iterator[SparseLayer]:
 
 
 def median_seconds(run: Callable[[], Any], repeats: int) -> float:
-    """The median of so many calls, after one that is not timed."""
-    run()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    """The median of single calls."""
+    return measure(run, jax.block_until_ready, repeats=repeats, calls=1).median
 
 
-def measure(plan: Plan, y0: np.ndarray, length: int, whole: Runner, repeats: int) -> dict[str, Any]:
+def measure_pieces(plan: Plan, y0: np.ndarray, length: int, whole: Runner, repeats: int) -> dict[str, Any]:
     """One length of a piece."""
     mesh, bounds = feature_mesh(1), pieces.equal_pieces(plan.layers, length)
     dealt = place(y0, len(y0), mesh)
@@ -88,7 +79,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", default="benchmarks/results/streaming.json")
     arguments = parser.parse_args()
-    results = []
+    results = Results(arguments.output, vars(arguments))
     for name in arguments.networks:
         neurons, layers = map(int, name.split("x"))
         make = random_layers if arguments.kind == "random" else radixnet.layers
@@ -102,8 +93,9 @@ def main() -> None:
         whole.compile()
         for length in arguments.lengths:
             if length < layers:
-                row = measure(plan, y0, length, whole, arguments.repeats) | {"network": name, "kind": arguments.kind}
-                results.append(row)
+                row = measure_pieces(plan, y0, length, whole, arguments.repeats)
+                key = {"section": arguments.kind, "name": name, "contender": f"pieces of {length} layers"}
+                results.add(key | {"features": len(y0)} | row)
                 print(
                     f"{name} {arguments.kind}, pieces of {length} layers, {row['bytes_of_a_piece'] / 2**20:.2f} MiB: "
                     f"whole {row['seconds_whole']:.5f} s, resident pieces {row['seconds_resident_pieces']:.5f} s, "
@@ -112,17 +104,6 @@ def main() -> None:
                     f"copying alone {row['seconds_copying']:.5f} s",
                     flush=True,
                 )
-    report.write_json(
-        arguments.output,
-        {
-            "device": report.device(),
-            "versions": report.versions(),
-            "command": shlex.join(["python", *sys.argv]),
-            "timed": f"features on the device to categories; median of {arguments.repeats}, after a warm-up",
-            "features": arguments.features,
-            "results": results,
-        },
-    )
 
 
 if __name__ == "__main__":

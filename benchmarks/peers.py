@@ -1,7 +1,7 @@
 """What a user would write instead: one layer as a dense matrix product, as BCOO, and through cuSPARSE.
 
 Each peer computes min(max(y W + bias, 0), cap) from activations (features, inputs) on the device, and returns a
-function that starts the work; the results are compared with ours by `benchmarks/gpu.py`.
+function that starts the work; the results are compared with ours by `benchmarks/cuda_ext/gpu.py`.
 """
 
 import importlib

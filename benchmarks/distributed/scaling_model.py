@@ -1,7 +1,7 @@
-"""Throughput on up to 1,024 GPUs, from what `scaling.py` measured, checked against its runs on several.
+r"""Throughput on up to 1,024 GPUs, from what `scaling.py` measured, checked against its runs on several.
 
-    python benchmarks/scaling_model.py benchmarks/results/scaling.json [--page=benchmarks/scaling.md] \
-[--plot=benchmarks/results/scaling.png]
+    python -m benchmarks.distributed.scaling_model benchmarks/results/scaling.json \
+        [--page=benchmarks/distributed/scaling.md] [--plot=benchmarks/results/scaling.png]
 
 A device takes `layers * a + b * (features before layer 1 + before layer 2 + ...)` seconds: `a` is what a layer costs
 whatever it holds (its launch, its weights), `b` what a feature costs in a layer. Both are fitted for each width to the
@@ -11,14 +11,13 @@ left, as the challenge's do.
 
 import argparse
 import json
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.results_file import command
 from spdnn_jax.graph_challenge import networks
 
 BEGIN, END = "<!-- figures: written by scaling_model.py -->", "<!-- end of figures -->"
@@ -89,10 +88,10 @@ def predict(model: Model, network: dict[str, Any], layers: int) -> list[tuple[in
     ]
 
 
-def page(content: dict[str, Any], command: str) -> str:
+def page(content: dict[str, Any], made_by: str) -> str:
     """The figures as Markdown."""
     lines = [
-        f"Made by `{command}` from runs of `{content['command']}` on {content['devices']} x {content['device']}, "
+        f"Made by `{made_by}` from runs of `{content['command']}` on {content['devices']} x {content['device']}, "
         f"jax {content['versions']['jax']}; {content['timed']}.",
         "",
         "| network, compress | seconds a layer | seconds a feature and layer | worst error of the fit |",
@@ -187,7 +186,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     content = json.loads(arguments.runs.read_text(encoding="utf-8"))
-    figures = page(content, shlex.join(["python", *sys.argv]))
+    figures = page(content, command())
     print(figures)
     if arguments.page:
         write_page(arguments.page, figures)

@@ -1,6 +1,6 @@
 """Markdown tables of what `gpu.py` measured.
 
-python benchmarks/gpu_table.py [benchmarks/results/h100.json]
+python -m benchmarks.cuda_ext.tables [benchmarks/results/h100.json]
 """
 
 import json
@@ -20,7 +20,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
 
-def tables(content: dict[str, Any]) -> str:
+def markdown(content: dict[str, Any]) -> str:
     """All tables of a results file, each under its title.
 
     Args:
@@ -116,4 +116,4 @@ def _or_dash(value: float | None, text: Any) -> str:
 
 if __name__ == "__main__":
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/h100.json")
-    print(tables(json.loads(path.read_text(encoding="utf-8"))))
+    print(markdown(json.loads(path.read_text(encoding="utf-8"))))

@@ -1,0 +1,1 @@
+"""The CUDA kernels: measured on one GPU, and under compute-sanitizer."""

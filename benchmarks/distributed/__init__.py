@@ -1,0 +1,1 @@
+"""Runs on several devices, and of weights that are streamed to one."""

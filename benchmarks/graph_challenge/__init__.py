@@ -1,0 +1,1 @@
+"""The challenge on a CPU beside others, and its files read."""
