@@ -51,6 +51,8 @@ class Case:
         form: "float32", "uint8", "bool" or "packed".
         tiny: Small enough for the slowest check.
         compress: As in `build_plan`.
+        families: Of `FAMILIES`, those that it is for; None: all, but derivatives, which compile for seconds, where it
+            is tiny alone.
     """
 
     name: str
@@ -59,6 +61,13 @@ class Case:
     form: str = "float32"
     tiny: bool = False
     compress: Compress = "none"
+    families: tuple[str, ...] | None = None
+
+    def is_for(self, family: str) -> bool:
+        """Whether it is for a family."""
+        if self.families is None:
+            return self.tiny or family != DERIVATIVES
+        return family in self.families
 
 
 def _chain(widths: Sequence[int], edges: int, share: int = 1, one_value: bool = False) -> SparseNetwork:
@@ -88,6 +97,7 @@ def cases() -> list[Case]:
     searched = functools.partial(_chain, (40,) * 36, 40)
     mixed = functools.partial(_chain, (60, 70, 17000, 50, 40), 6, share=4)
     wide = functools.partial(_chain, (70001, 50, 70001, 4), 40)
+    sliced = functools.partial(_chain, (2400, 700, 1300), 60)
     forms = ("uint8", "packed", "bool", "float32")
     sizes = sorted({size for tile in _TILES for size in (tile - 1, tile, tile + 1)})
     boundaries = [
@@ -106,6 +116,7 @@ def cases() -> list[Case]:
         Case("indices of 32 bits", wide, 5),
         Case("layers of several families", mixed, 37, "uint8", tiny=True),
         Case("equal features are looked for", searched, 70, "uint8", tiny=True, compress="full"),
+        Case("rows that are cut into slices", sliced, 900, families=(LAYER, DERIVATIVES)),
     ]
 
 
@@ -165,11 +176,12 @@ def _layer_by_layer(network: SparseNetwork, plain: np.ndarray) -> jax.Array:
 
 
 def _compare_derivatives(network: SparseNetwork, plain: np.ndarray) -> None:
-    """Compares with the derivatives on the CPU."""
+    """Compares with the derivatives on the CPU; a sum that crosses zero by rounding moves some of them."""
     with jax.default_device(jax.devices("cpu")[0]):
         expected = _derivatives(network, plain)
     for got, wanted in zip(_derivatives(network, plain), expected, strict=True):
-        _assert_close(got, np.asarray(wanted))
+        off = np.abs(np.asarray(got, np.float64) - wanted) > 2e-5 * max(1.0, float(np.abs(wanted).max(initial=0)))
+        assert np.mean(off) < 5e-3, f"{np.mean(off):.1%} of the derivatives differ"
 
 
 def _derivatives(network: SparseNetwork, plain: np.ndarray) -> list[jax.Array]:
@@ -208,7 +220,7 @@ def main() -> int:
     chosen = [case for case in cases() if case.tiny or not arguments.tiny]
     for family in FAMILIES:
         ran = 0
-        for case in (case for case in chosen if case.tiny or family != DERIVATIVES):  # these compile for seconds
+        for case in (case for case in chosen if case.is_for(family)):
             took = run_case(case, family)
             ran += took
             print(f"{family}: {case.name}: {'agrees' if took else 'refused, as too wide'}", flush=True)
