@@ -35,7 +35,7 @@ def example(inputs: int, outputs: int) -> SparseLayer:
 def uneven(inputs: int, outputs: int) -> SparseLayer:
     """Rows of all lengths: some without edges, one with many, one with edges of the last inputs alone."""
     generator = np.random.default_rng(outputs)
-    matrix = sp.random(inputs, outputs, 20 / inputs, random_state=generator, dtype=np.float32).tolil()
+    matrix = sp.random(inputs, outputs, 20 / inputs, rng=generator, dtype=np.float32).tolil()
     matrix[:, 3] = 0
     matrix[: inputs // 2, 7] = 1.5
     matrix[:, 11] = 0
