@@ -10,12 +10,12 @@ import numpy as np
 from spdnn_jax._native import core
 from spdnn_jax.layout import PlanTable
 
-Kernel = Literal["auto", "staged", "grouped", "resident", "chain"]
+Kernel = Literal["auto", "staged", "grouped", "resident", "chain", "spread"]
 """A kernel family, or the planner's choice."""
 
-KERNELS: tuple[Kernel, ...] = ("auto", "staged", "grouped", "resident", "chain")
+KERNELS: tuple[Kernel, ...] = ("auto", "staged", "grouped", "resident", "chain", "spread")
 
-Action = Literal["grouped", "resident", "staged", "chain", "equal features"]
+Action = Literal["grouped", "resident", "staged", "chain", "spread", "equal features"]
 """What a step does: a kernel family runs layers, or equal features are looked for."""
 
 _CODES: dict[Action, int] = {  # as in cuda/network.h
@@ -24,6 +24,7 @@ _CODES: dict[Action, int] = {  # as in cuda/network.h
     "staged": 3,
     "equal features": 4,
     "chain": 5,
+    "spread": 6,
 }
 _FUSING: tuple[Action, ...] = ("resident", "chain")  # many layers in a launch
 
@@ -157,6 +158,8 @@ def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = 
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
     _check_records(table)
     families = _choose_families(table, kernel, narrow_input)
+    if kernel == "spread":
+        return Schedule((Step("spread", 0, len(table.layers)),), "spread: as asked for")
     searches = _searches(table) if table.header["merge_features"] else set()
     widths = _widths(table)
     steps: list[Step] = []

@@ -40,4 +40,49 @@ __device__ __forceinline__ void finish_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
 }
 
+// Memory through which blocks of one launch talk to each other, past L1, which other multiprocessors do not see. Words
+// of a vector are read each by itself.
+__device__ __forceinline__ uint32_t load_coherent(const uint32_t* source) {
+  uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(source) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ uint4 load_coherent(const uint4* source) {
+  uint4 value;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(source)
+               : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_coherent(uint32_t* target, uint32_t value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(target), "r"(value) : "memory");
+}
+
+template <int kCount>
+__device__ __forceinline__ void store_coherent(uint32_t* target, const float (&values)[kCount]) {
+  static_assert(kCount == 1 || kCount == 2 || kCount % 4 == 0, "vectors have one, two or four words");
+  if constexpr (kCount == 1) {
+    asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(target), "f"(values[0]) : "memory");
+  } else if constexpr (kCount == 2) {
+    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(target), "f"(values[0]), "f"(values[1])
+                 : "memory");
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; k += 4) {
+      asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target + k), "f"(values[k]),
+                   "f"(values[k + 1]), "f"(values[k + 2]), "f"(values[k + 3])
+                   : "memory");
+    }
+  }
+}
+
+// Between two looks at such memory: after some of them a thread makes room for those that work.
+__device__ __forceinline__ void pause(int tries) {
+  constexpr int kPatience = 16, kNanoseconds = 40;
+  if (tries > kPatience) __nanosleep(kNanoseconds);
+}
+
 }  // namespace spdnn::cuda

@@ -28,7 +28,7 @@ from spdnn_jax.graph_challenge import inputs, oracle, radixnet
 from spdnn_jax.simplify import Compress
 from tests.conftest import dense_reference, random_network
 
-FAMILIES = ("staged", "grouped", "resident", "chain")
+FAMILIES = ("staged", "grouped", "resident", "chain", "spread")
 FUSING = ("resident", "chain")  # many layers in a launch
 
 

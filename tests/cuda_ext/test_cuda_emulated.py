@@ -16,7 +16,7 @@ from spdnn_jax.simplify import Compress
 from tests.conftest import random_network
 from tests.emulator import emulate
 
-FAMILIES = ("staged", "grouped", "resident", "chain")
+FAMILIES = ("staged", "grouped", "resident", "chain", "spread")
 FUSING = ("resident", "chain")  # many layers in a launch
 SIDE_BY_SIDE: list[tuple[planner.Action, ...]] = [  # by what plans hold, whose sections differ
     ("staged", "grouped", "resident"),
