@@ -8,14 +8,15 @@
 namespace spdnn::cuda {
 namespace {
 
+constexpr int kSliceBits = 5;
+static_assert(1 << kSliceBits == kSliceGroups);
 constexpr int kWarps = 16;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kMostOfGroup = 8;     // of a group
+template <bool kInShared>
+constexpr int kMostOfGroup = kInShared ? 8 : 4;  // features of a group
 constexpr int kInFlight = 64;        // features at work at a time: what exchange buffers have room for
 constexpr int kMostBlocks = 256;     // of a group
 constexpr int kBuffers = 3;          // one is read, one is written, and one is made ready to be written
-constexpr int kAhead = 4;            // chunks on their way to a lane
-constexpr int kPoll = 4;             // loads on their way to a thread that waits for inputs
 constexpr int kMostLaneBits = 3;     // of the lanes that share an output's edges: 4 outputs of a warp lie side by side
 constexpr int kMostWarpBits = 4;     // of the warps that do: all of a block
 constexpr int kLeastEdges = 8;       // of an output, of a lane: it pays to share more
@@ -84,6 +85,7 @@ __device__ __forceinline__ uint32_t receive(const Exchange& exchange, int64_t wo
   uint4* target = reinterpret_cast<uint4*>(x);
   const int64_t vectors = words / 4;
   const bool odd = threadIdx.x % 2;
+  constexpr int kPoll = kInShared ? 4 : 2;  // loads on their way to a thread
   uint32_t active = 0;
   for (int64_t first = threadIdx.x; first < vectors; first += kPoll * kThreads) {
     uint4 v[kPoll];
@@ -185,31 +187,32 @@ class Units {
 
 // A lane's part of a unit.
 struct Place {
-  int bits;     // of the unit's outputs
-  int outputs;  // of which there may be fewer; lanes too many do as the last does
-  int output;   // the lane's, in the unit
-  int part;     // of the output's edges ...
-  int parts;    // ... of so many
-  int group, width, slice;
+  int group_bits;  // of the outputs of a group
+  int bits;        // of the unit's outputs
+  int outputs;     // of which there may be fewer; lanes too many do as the last does
+  int output;      // the lane's, in the unit
+  int part;        // of the output's edges ...
+  int part_bits;   // ... of so many
+  int slice, width, group;
   int output_of_group;
 
   __device__ Place(const PlanRun& run, int64_t first_output, const Sharing& sharing, int member) {
-    const int lane = threadIdx.x % 32, group_outputs = static_cast<int>(run.group_outputs);
-    const int64_t slice_outputs = static_cast<int64_t>(kSliceGroups) * group_outputs;
-    slice = static_cast<int>(first_output / slice_outputs) * kSliceGroups;
+    group_bits = 31 - __clz(static_cast<int>(run.group_outputs));
+    const int lane = threadIdx.x % 32, slice_bits = kSliceBits + group_bits;
+    slice = static_cast<int>(first_output >> slice_bits) << kSliceBits;
     width = min(kSliceGroups, static_cast<int>(run.groups) - slice);
-    const int first = static_cast<int>(first_output % slice_outputs);
-    outputs = min(1 << sharing.unit_bits(), width * group_outputs - first);
+    const int first = static_cast<int>(first_output) & ((1 << slice_bits) - 1);
+    outputs = min(1 << sharing.unit_bits(), (width << group_bits) - first);
     bits = outputs > 1 ? 32 - __clz(outputs - 1) : 0;
     output = min(lane & ((1 << bits) - 1), outputs - 1);
-    part = (lane >> bits) + member * (32 >> bits);
-    parts = (32 >> bits) << sharing.warp_bits;
-    group = (first + output) / group_outputs;
-    output_of_group = (first + output) % group_outputs;
+    part = (lane >> bits) + (member << (5 - bits));
+    part_bits = 5 - bits + sharing.warp_bits;
+    group = (first + output) >> group_bits;
+    output_of_group = (first + output) & ((1 << group_bits) - 1);
   }
 
   __device__ int64_t slot(const PlanRun& run) const {
-    return run.first_slot + static_cast<int64_t>(slice) * run.group_outputs + output_of_group * width + group;
+    return run.first_slot + (static_cast<int64_t>(slice) << group_bits) + output_of_group * width + group;
   }
   __device__ bool is_first_part() const { return threadIdx.x % 32 < outputs; }  // of the warp's
 };
@@ -241,13 +244,13 @@ template <Values kValues, typename Index>
 struct Edges {
   const IndexChunk<Index>* indices;
   const float* values;
-  int64_t stride;  // of chunks
+  int stride;  // of chunks
   int group_outputs;
   float value;
   int left;  // chunks
 
   __device__ Edges(const uint32_t* words, const PlanRun& run, const Place& place)
-      : stride(static_cast<int64_t>(place.parts) * place.width),
+      : stride(place.width << place.part_bits),
         group_outputs(static_cast<int>(run.group_outputs)),
         value(static_cast<float>(run.value)) {
     const int chunks = static_cast<int>(run.edges / kEdgeChunk);
@@ -256,7 +259,7 @@ struct Edges {
     values = kValues == Values::kOne ? nullptr
                                      : reinterpret_cast<const float*>(words + run.value_offset) +
                                            first * kEdgeChunk * group_outputs + place.output_of_group;
-    left = place.part < chunks ? (chunks - 1 - place.part) / place.parts + 1 : 0;
+    left = (chunks - place.part + (1 << place.part_bits) - 1) >> place.part_bits;
   }
 
   __device__ __forceinline__ void load(Chunk<Index>& chunk) {
@@ -291,24 +294,23 @@ __device__ __forceinline__ void multiply(const Chunk<Index>& chunk, const float*
 }
 
 // Adds a lane's edges to its sums. The first are asked for before `ready` waits for the inputs.
-template <int kFeatures, Values kValues, typename Index, typename Ready>
+template <int kFeatures, int kAhead, Values kValues, typename Index, typename Ready>
 __device__ __forceinline__ void add_edges(const uint32_t* words, const PlanRun& run, const Place& place, const float* x,
                                           const Ready& ready, float (&sums)[kFeatures]) {
-  constexpr int kChunks = kAhead;
   Edges<kValues, Index> edges(words, run, place);
-  Chunk<Index> chunks[kChunks];
+  Chunk<Index> chunks[kAhead];
 #pragma unroll
-  for (int k = 0; k < kChunks; ++k) {
+  for (int k = 0; k < kAhead; ++k) {
     if (k < edges.left) edges.load(chunks[k]);
   }
   ready();
 #pragma unroll 1
-  for (int left = edges.left; left > 0; left -= kChunks) {
+  for (int left = edges.left; left > 0; left -= kAhead) {
 #pragma unroll
-    for (int k = 0; k < kChunks; ++k) {
+    for (int k = 0; k < kAhead; ++k) {
       if (k >= left) break;
       multiply<kFeatures>(chunks[k], x, sums);
-      if (k + kChunks < left) edges.load(chunks[k]);
+      if (k + kAhead < left) edges.load(chunks[k]);
     }
   }
 }
@@ -317,7 +319,7 @@ __device__ __forceinline__ void add_edges(const uint32_t* words, const PlanRun& 
 
 // What blocks have in shared memory beside a layer's inputs, which stand behind it.
 struct alignas(16) SpreadState {
-  float partial[kWarps][32 >> kMostLaneBits][kMostOfGroup];  // sums of warps that share edges
+  float partial[kWarps][32 >> kMostLaneBits][kMostOfGroup<true>];  // sums of warps that share edges
   uint32_t active[2];  // a bit for each feature that is not all zero; of an exchange, and of the next
 };
 
@@ -428,7 +430,12 @@ class Spread {
       const int64_t slot = place.slot(run);
       float sums[kFeatures];
       start_sums(layer, slot, place.part == 0, sums);
-      add_run(layer, run, place, ready, sums);
+      if constexpr (kInShared) {
+        add_run(layer, run, place, ready, sums);
+      } else {  // layers so wide have so many edges that nothing is gained from the first of them
+        ready();
+        add_run(layer, run, place, [] {}, sums);
+      }
       for (int other = 1 << place.bits; other < 32; other *= 2) {
 #pragma unroll
         for (int v = 0; v < kFeatures; ++v) sums[v] += __shfl_xor_sync(0xFFFFFFFFu, sums[v], other);
@@ -467,11 +474,11 @@ class Spread {
   __device__ __forceinline__ void add_run_of(const PlanRun& run, const Place& place, const Ready& ready,
                                              float (&sums)[kFeatures]) const {
     if (run.value_offset < 0) {
-      add_edges<kFeatures, Values::kOne, Index>(step_.words, run, place, inputs(), ready, sums);
+      add_edges<kFeatures, kAhead, Values::kOne, Index>(step_.words, run, place, inputs(), ready, sums);
     } else if (run.group_outputs == 1) {
-      add_edges<kFeatures, Values::kAlone, Index>(step_.words, run, place, inputs(), ready, sums);
+      add_edges<kFeatures, kAhead, Values::kAlone, Index>(step_.words, run, place, inputs(), ready, sums);
     } else {
-      add_edges<kFeatures, Values::kShared, Index>(step_.words, run, place, inputs(), ready, sums);
+      add_edges<kFeatures, kAhead, Values::kShared, Index>(step_.words, run, place, inputs(), ready, sums);
     }
   }
 
@@ -508,6 +515,8 @@ class Spread {
       }
     }
   }
+
+  static constexpr int kAhead = kInShared ? 4 : 2;  // chunks on their way to a lane
 
   const ResidentStep& step_;
   SpreadState& state_;
@@ -563,7 +572,7 @@ cudaError_t launch(const ResidentStep& step, const SpreadRoom& room, uint32_t* e
     case 4:
       return launch<4, kInShared>(step, room, exchange, stream);
     default:
-      return launch<8, kInShared>(step, room, exchange, stream);
+      return launch<kMostOfGroup<kInShared>, kInShared>(step, room, exchange, stream);
   }
 }
 
@@ -574,9 +583,10 @@ cudaError_t launch(const ResidentStep& step, const SpreadRoom& room, uint32_t* e
 SpreadRoom::SpreadRoom(const PlanView& plan, int64_t all_features, const DeviceLimits& limits) {
   const int64_t width = widest(plan, 0, plan.header->layers);
   const auto fits = [&](int count) { return shared_bytes(width, count) <= limits.block_shared_bytes; };
-  features = 1;
-  while (features < kMostOfGroup && features < all_features) features *= 2;
   in_shared = fits(1);
+  const int most = in_shared ? kMostOfGroup<true> : kMostOfGroup<false>;
+  features = 1;
+  while (features < most && features < all_features) features *= 2;
   while (in_shared && !fits(features)) features /= 2;
   const int64_t groups = (all_features + features - 1) / features;
   lanes = static_cast<int>(std::min({groups, int64_t{kInFlight / features}, int64_t{limits.multiprocessors}}));
@@ -587,7 +597,7 @@ SpreadRoom::SpreadRoom(const PlanView& plan, int64_t all_features, const DeviceL
 int64_t SpreadRoom::exchange_words() const { return kBuffers * lanes * buffer_words; }
 
 int64_t most_exchange_words(const PlanView& plan, int64_t features) {
-  const int64_t in_flight = std::min(round_up(features, kMostOfGroup), int64_t{kInFlight});
+  const int64_t in_flight = std::min(round_up(features, kMostOfGroup<true>), int64_t{kInFlight});
   return kBuffers * in_flight * (widest(plan, 0, plan.header->layers) + 4 + kMostBlocks);
 }
 
