@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from spdnn_jax import costs
 from spdnn_jax._native import core
 from spdnn_jax.layout import PlanTable
 
@@ -76,7 +77,7 @@ class Step:
 
     Attributes:
         action: "grouped" and "staged" (one layer a launch), "resident" and "chain" (all layers of the step in one
-            launch), or "equal features" (no layer).
+            launch), "spread" (all layers of the plan in one launch), or "equal features" (no layer).
         first: First layer, counted from 0.
         end: The layer after the last.
     """
@@ -142,13 +143,16 @@ def layout_rule(kernel: Kernel, *, for_gpu: bool) -> LayoutRule:
 
 
 @functools.cache
-def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = False) -> Schedule:
+def schedule(
+    table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = False, features: int | None = None
+) -> Schedule:
     """Plans the launches.
 
     Args:
         table: The plan's records.
         kernel: A family to use throughout, or "auto".
         narrow_input: Whether the features come in bytes or bits.
+        features: How many there are; None: many.
 
     Raises:
         ValueError: There is no such family, the plan was built without the sections that it needs, or its records do
@@ -157,9 +161,11 @@ def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = 
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
     _check_records(table)
-    families = _choose_families(table, kernel, narrow_input)
     if kernel == "spread":
         return Schedule((Step("spread", 0, len(table.layers)),), "spread: as asked for")
+    if kernel == "auto" and features is not None and costs.spread_pays(table, features):
+        return Schedule((Step("spread", 0, len(table.layers)),), f"spread for all ({features} features alone)")
+    families = _choose_families(table, kernel, narrow_input)
     searches = _searches(table) if table.header["merge_features"] else set()
     widths = _widths(table)
     steps: list[Step] = []

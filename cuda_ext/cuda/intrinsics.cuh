@@ -61,6 +61,11 @@ __device__ __forceinline__ void store_coherent(uint32_t* target, uint32_t value)
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(target), "r"(value) : "memory");
 }
 
+// After all that this thread has done, and what a barrier has let it know of.
+__device__ __forceinline__ void store_after_all(uint32_t* target, uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(target), "r"(value) : "memory");
+}
+
 template <int kCount>
 __device__ __forceinline__ void store_coherent(uint32_t* target, const float (&values)[kCount]) {
   static_assert(kCount == 1 || kCount == 2 || kCount % 4 == 0, "vectors have one, two or four words");

@@ -60,10 +60,7 @@ struct Exchange {
   }
 
   // Says that this block has read its source, and cleared its share. For one thread to do, after a barrier.
-  __device__ void arrive() const {
-    __threadfence();
-    store_coherent(arrivals(turn + 1) + blockIdx.x, 1u);
-  }
+  __device__ void arrive() const { store_after_all(arrivals(turn + 1) + blockIdx.x, 1u); }
 };
 
 // A bit for each of the features of a group that some word of a vector is not zero for. Vectors lie behind one another:
@@ -338,46 +335,53 @@ class Spread {
   __device__ void run(int64_t first) {
     first_ = first;
     const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step_.words + step_.layers_word);
-    if constexpr (!kInShared) send_inputs();
+    bring_input();
     for (int l = 0; l < step_.end_layer; ++l) run_layer(l, layers[l]);
-    get_inputs(step_.end_layer, layers[step_.end_layer - 1].outputs);
+    get_outputs(step_.end_layer - 1, layers[step_.end_layer - 1].outputs);
     store_results();
   }
 
  private:
-  // The caller's input becomes what a layer's outputs are, so that nobody converts it time and again.
-  __device__ void send_inputs() {
-    const int column = threadIdx.x % kFeatures;
-    const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads / kFeatures;
-    int64_t neuron = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kFeatures;
-    for (; neuron < step_.input.inputs; neuron += stride) {
-      const bool present = first_ + column < step_.features;
-      const float value = present ? feature_at(step_.input, first_ + column, neuron) : 0.0f;
-      const float written = __float_as_uint(value) == kUnwritten ? __uint_as_float(kUnwritten >> 1) : value;
-      store_coherent(exchange_.target() + neuron * kFeatures + column, __float_as_uint(written));
-    }
-    if (exchange_.turn < 0 && threadIdx.x == 0) exchange_.arrive();
-  }
+  // Of a block's threads the one that does what one has to do: the last warp is the first to be without work where a
+  // layer has little.
+  __device__ static bool is_speaker() { return threadIdx.x == kThreads - 32; }
 
-  // Waits for the inputs of layer l, or for the results. All threads come here once a layer.
-  __device__ __forceinline__ void get_inputs(int l, int64_t width) {
-    __syncthreads();  // all are through with the inputs before
-    if (kInShared && l == 0) {
+  // Into shared memory; or into the first buffer, as if a layer had computed it, so that nobody reads rows and converts
+  // numbers time and again.
+  __device__ void bring_input() {
+    __syncthreads();  // all are through with the group before
+    if constexpr (kInShared) {
       const Columns columns{kFeatures == 8 ? 3 : kFeatures / 2};
       load_rows(step_.input, first_, step_.features, columns, Activations<1>(x_, columns));
-      if (exchange_.turn < 0 && threadIdx.x == 0) exchange_.arrive();
       __syncthreads();
-      return;
+    } else {
+      const int column = threadIdx.x % kFeatures;
+      const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads / kFeatures;
+      int64_t neuron = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kFeatures;
+      for (; neuron < step_.input.inputs; neuron += stride) {
+        const bool present = first_ + column < step_.features;
+        const float value = present ? feature_at(step_.input, first_ + column, neuron) : 0.0f;
+        const uint32_t word = __float_as_uint(value);  // of NaNs, another one
+        store_coherent(exchange_.target() + neuron * kFeatures + column, word == kUnwritten ? kUnwritten >> 1 : word);
+      }
     }
+    if (exchange_.turn < 0 && is_speaker()) exchange_.arrive();
+  }
+
+  // Waits for the outputs of layer l, or for the input where l is -1, and takes them for the next layer's inputs. For all
+  // threads to do.
+  __device__ __forceinline__ void get_outputs(int l, int64_t width) {
+    __syncthreads();  // all are through with the inputs before
     ++exchange_.turn;
     const uint32_t active = receive<kFeatures, kInShared>(exchange_, width * kFeatures, x_);
     if constexpr (!kInShared) __threadfence();  // what L1 holds of the buffer is old
     exchange_.clear();
-    if (blockIdx.x == 0 && l > 0) note_active(active);
+    const bool counts = blockIdx.x == 0 && l >= 0;
+    if (counts) note_active(active);
     __syncthreads();
-    if (threadIdx.x == 0) {
+    if (is_speaker()) {
       exchange_.arrive();
-      if (blockIdx.x == 0 && l > 0) count_active(l - 1);
+      if (counts) count_active(l);
     }
   }
 
@@ -388,7 +392,7 @@ class Spread {
     if (threadIdx.x % 32 == 0 && active) atomicOr(active_word(exchange_.turn), active);
   }
 
-  // Of the features that are active after layer l. They stay where they are: `store_results` reads it, too.
+  // Counts the features that are active after layer l, and says so of each after the last.
   __device__ void count_active(int l) const {
     const int64_t present = min(static_cast<int64_t>(kFeatures), step_.features - first_);
     const uint32_t active = *active_word(exchange_.turn) & ((1u << present) - 1);
@@ -403,16 +407,16 @@ class Spread {
     return kInShared ? x_ : reinterpret_cast<const float*>(exchange_.source());
   }
 
-  __device__ void run_layer(int l, const PlanLayer& layer) {
+  __device__ void run_layer(int l, const PlanLayer layer) {  // a copy: nothing is read of it while blocks wait
     const Sharing sharing = Sharing::of(layer);
     const int team = threadIdx.x / 32 >> sharing.warp_bits, member = threadIdx.x / 32 & (sharing.warps() - 1);
     const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
     const PlanRun* runs = reinterpret_cast<const PlanRun*>(step_.words + step_.runs_word) + layer.first_run;
     const Bounds bounds = step_.scale.bounds(layer);
     Units units(runs, static_cast<int>(layer.runs), sharing.unit_bits());
-    bool waits = true;
+    bool waits = l > 0 || !kInShared;
     const auto ready = [&] {
-      if (waits) get_inputs(l, layer.inputs);
+      if (waits) get_outputs(l - 1, layer.inputs);
       waits = false;
     };
     // Teams take units in turn, so that all blocks get some before one gets two.
@@ -516,7 +520,7 @@ class Spread {
     }
   }
 
-  static constexpr int kAhead = kInShared ? 4 : 2;  // chunks on their way to a lane
+  static constexpr int kAhead = !kInShared ? 2 : kFeatures < 8 ? 4 : 3;  // chunks on their way to a lane
 
   const ResidentStep& step_;
   SpreadState& state_;

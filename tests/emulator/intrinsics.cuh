@@ -28,6 +28,7 @@ T load_coherent(const T* source) {
 }
 
 inline void store_coherent(uint32_t* target, uint32_t value) { *target = value; }
+inline void store_after_all(uint32_t* target, uint32_t value) { *target = value; }
 
 template <int kCount>
 void store_coherent(uint32_t* target, const float (&values)[kCount]) {
