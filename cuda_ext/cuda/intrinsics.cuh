@@ -67,7 +67,7 @@ __device__ __forceinline__ void store_after_all(uint32_t* target, uint32_t value
 }
 
 template <int kCount>
-__device__ __forceinline__ void store_coherent(uint32_t* target, const float (&values)[kCount]) {
+__device__ __forceinline__ void store_coherent(float* target, const float (&values)[kCount]) {
   static_assert(kCount == 1 || kCount == 2 || kCount % 4 == 0, "vectors have one, two or four words");
   if constexpr (kCount == 1) {
     asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(target), "f"(values[0]) : "memory");

@@ -36,9 +36,10 @@ __device__ __forceinline__ void wait_for(const T* source, T& value) {
   }
 }
 
-// The buffers of a group of features, [neuron][feature], and behind these a word for each block. A block reads one buffer,
-// all of it, before it writes the next one; and every block writes its word there. So who has read a buffer knows that all
-// are through with the one before, and what was cleared of that one is clear for whoever will write it.
+// The buffers of a group of features, [neuron][feature], and behind these a word for each block. A block waits for one
+// buffer, all of it, before it writes the next one; and when it needs the first no more, it clears its share of the one
+// before that and writes its word in the next. So who has waited for a buffer knows that all are through with the one
+// before, and that the one after is clear.
 struct Exchange {
   uint32_t* buffers;
   int64_t words;  // of a buffer
@@ -50,16 +51,18 @@ struct Exchange {
   __device__ uint32_t* target() const { return buffer(turn + 1); }
   __device__ uint32_t* arrivals(int turn) const { return buffer(turn) + (words - kMostBlocks); }
 
-  // This block is through with the buffer before the one it has read, and clears its share of it.
-  __device__ void clear() const {
-    uint32_t* old = buffer(turn + 2);
-    const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-    for (int64_t word = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; word < words; word += stride) {
-      store_coherent(old + word, kUnwritten);
+  // Clears this block's share of the buffer before the source, and says that it needs the source no more. For one warp
+  // to do, after a barrier.
+  __device__ void move_on() const {
+    float* old = reinterpret_cast<float*>(buffer(turn + 2));
+    const float none = __uint_as_float(kUnwritten), four[4] = {none, none, none, none};
+    for (int64_t k = blockIdx.x * 32 + threadIdx.x % 32; k < words / 4; k += gridDim.x * 32) {
+      store_coherent(old + 4 * k, four);
     }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) arrive();
   }
 
-  // Says that this block has read its source, and cleared its share. For one thread to do, after a barrier.
   __device__ void arrive() const { store_after_all(arrivals(turn + 1) + blockIdx.x, 1u); }
 };
 
@@ -342,9 +345,8 @@ class Spread {
   }
 
  private:
-  // Of a block's threads the one that does what one has to do: the last warp is the first to be without work where a
-  // layer has little.
-  __device__ static bool is_speaker() { return threadIdx.x == kThreads - 32; }
+  // Of a block's warps the one that speaks for all: the first to be without work where a layer has little.
+  __device__ static bool is_speaker() { return threadIdx.x >= kThreads - 32; }
 
   // Into shared memory; or into the first buffer, as if a layer had computed it, so that nobody reads rows and converts
   // numbers time and again.
@@ -365,24 +367,22 @@ class Spread {
         store_coherent(exchange_.target() + neuron * kFeatures + column, word == kUnwritten ? kUnwritten >> 1 : word);
       }
     }
-    if (exchange_.turn < 0 && is_speaker()) exchange_.arrive();
+    if (exchange_.turn < 0 && threadIdx.x == 0) exchange_.arrive();
   }
 
   // Waits for the outputs of layer l, or for the input where l is -1, and takes them for the next layer's inputs. For all
   // threads to do.
   __device__ __forceinline__ void get_outputs(int l, int64_t width) {
     __syncthreads();  // all are through with the inputs before
+    if (!kInShared && exchange_.turn >= 0 && is_speaker()) exchange_.move_on();
     ++exchange_.turn;
     const uint32_t active = receive<kFeatures, kInShared>(exchange_, width * kFeatures, x_);
     if constexpr (!kInShared) __threadfence();  // what L1 holds of the buffer is old
-    exchange_.clear();
     const bool counts = blockIdx.x == 0 && l >= 0;
     if (counts) note_active(active);
     __syncthreads();
-    if (is_speaker()) {
-      exchange_.arrive();
-      if (counts) count_active(l);
-    }
+    if (kInShared && is_speaker()) exchange_.move_on();  // what was copied is read no more
+    if (counts && threadIdx.x == kThreads - 1) count_active(l);
   }
 
   __device__ uint32_t* active_word(int turn) const { return &state_.active[turn % 2]; }
@@ -447,7 +447,7 @@ class Spread {
       if (sharing.warp_bits > 0) add_partial_sums(place, member, sharing.warps(), sums);
       if (member > 0 || !place.is_first_part()) continue;
       bounds.clip(sums);
-      store_coherent(exchange_.target() + slot * kFeatures, sums);
+      store_coherent(reinterpret_cast<float*>(exchange_.target()) + slot * kFeatures, sums);
     }
   }
 

@@ -142,6 +142,9 @@ def test_wide_layers_are_spread(emulator: emulate.Emulator) -> None:
         assert np.isfinite(missing).all()
         y0[0] = 0
         np.testing.assert_array_equal(missing[1:], emulator.run(plan, y0).activations[1:])
+    network = random_network(6, [5, 60_000, 40, 7], density=0.01, bias="vector")
+    y0 = generator.random((9, 5), np.float32)
+    check(emulator.run(build_plan(network, kernel="spread"), y0), network, y0)  # groups, one after the other
 
 
 @pytest.mark.parametrize("outputs", [1, 4])

@@ -31,8 +31,8 @@ inline void store_coherent(uint32_t* target, uint32_t value) { *target = value; 
 inline void store_after_all(uint32_t* target, uint32_t value) { *target = value; }
 
 template <int kCount>
-void store_coherent(uint32_t* target, const float (&values)[kCount]) {
-  for (int k = 0; k < kCount; ++k) target[k] = __float_as_uint(values[k]);
+void store_coherent(float* target, const float (&values)[kCount]) {
+  for (int k = 0; k < kCount; ++k) target[k] = values[k];
 }
 
 inline void pause(int) { emulator::let_others_run(); }
