@@ -67,6 +67,7 @@ DENSE: dict[Device, dict[Precision, Costs]] = {
     },
 }
 
+
 @dataclass(frozen=True)
 class SpreadCosts:
     """What layers take whose few features are spread over all multiprocessors of a GPU (kernel family `spread`).

@@ -14,9 +14,9 @@ constexpr int kWarps = 16;
 constexpr int kThreads = 32 * kWarps;
 template <bool kInShared>
 constexpr int kMostOfGroup = kInShared ? 8 : 4;  // features of a group
-constexpr int kInFlight = 64;        // features at work at a time: what exchange buffers have room for
-constexpr int kMostBlocks = 256;     // of a group
-constexpr int kBuffers = 3;          // one is read, one is written, and one is made ready to be written
+constexpr int kInFlight = 64;                    // features at work at a time: what exchange buffers have room for
+constexpr int kMostBlocks = 256;                 // of a group
+constexpr int kBuffers = 3;                      // one is read, one is written, and one is made ready to be written
 constexpr int kMostLaneBits = 3;     // of the lanes that share an output's edges: 4 outputs of a warp lie side by side
 constexpr int kMostWarpBits = 4;     // of the warps that do: all of a block
 constexpr int kLeastEdges = 8;       // of an output, of a lane: it pays to share more
@@ -81,24 +81,24 @@ __device__ __forceinline__ uint32_t active_bits(const uint4& v, bool odd) {
 // bit for each feature that this thread has seen active.
 template <int kFeatures, bool kInShared>
 __device__ __forceinline__ uint32_t receive(const Exchange& exchange, int64_t words, float* x) {
-  const uint4* source = reinterpret_cast<const uint4*>(exchange.source());
-  uint4* target = reinterpret_cast<uint4*>(x);
   const int64_t vectors = words / 4;
+  const uint4* source = reinterpret_cast<const uint4*>(exchange.source());
+  const uint4* end = source + vectors;
+  uint4* target = reinterpret_cast<uint4*>(x) + threadIdx.x;
   const bool odd = threadIdx.x % 2;
   constexpr int kPoll = kInShared ? 4 : 2;  // loads on their way to a thread
   uint32_t active = 0;
-  for (int64_t first = threadIdx.x; first < vectors; first += kPoll * kThreads) {
+  for (source += threadIdx.x; source < end; source += kPoll * kThreads, target += kPoll * kThreads) {
     uint4 v[kPoll];
 #pragma unroll
     for (int k = 0; k < kPoll; ++k) {
-      if (first + k * kThreads < vectors) v[k] = load_coherent(source + first + k * kThreads);
+      if (source + k * kThreads < end) v[k] = load_coherent(source + k * kThreads);
     }
 #pragma unroll
     for (int k = 0; k < kPoll; ++k) {
-      const int64_t vector = first + k * kThreads;
-      if (vector >= vectors) break;
-      wait_for(source + vector, v[k]);
-      if constexpr (kInShared) target[vector] = v[k];
+      if (source + k * kThreads >= end) break;
+      wait_for(source + k * kThreads, v[k]);
+      if constexpr (kInShared) target[k * kThreads] = v[k];
       active |= active_bits<kFeatures>(v[k], odd);
     }
   }
@@ -370,8 +370,8 @@ class Spread {
     if (exchange_.turn < 0 && threadIdx.x == 0) exchange_.arrive();
   }
 
-  // Waits for the outputs of layer l, or for the input where l is -1, and takes them for the next layer's inputs. For all
-  // threads to do.
+  // Waits for the outputs of layer l, or for the input where l is -1, and takes them for the next layer's inputs. For
+  // all threads to do.
   __device__ __forceinline__ void get_outputs(int l, int64_t width) {
     __syncthreads();  // all are through with the inputs before
     if (!kInShared && exchange_.turn >= 0 && is_speaker()) exchange_.move_on();
@@ -403,9 +403,7 @@ class Spread {
     *active_word(exchange_.turn + 1) = 0;
   }
 
-  __device__ const float* inputs() const {
-    return kInShared ? x_ : reinterpret_cast<const float*>(exchange_.source());
-  }
+  __device__ const float* inputs() const { return kInShared ? x_ : reinterpret_cast<const float*>(exchange_.source()); }
 
   __device__ void run_layer(int l, const PlanLayer layer) {  // a copy: nothing is read of it while blocks wait
     const Sharing sharing = Sharing::of(layer);
@@ -520,7 +518,8 @@ class Spread {
     }
   }
 
-  static constexpr int kAhead = !kInShared ? 2 : kFeatures < 8 ? 4 : 3;  // chunks on their way to a lane
+  // Chunks on their way to a lane: as many as the registers hold.
+  static constexpr int kAhead = kInShared ? (kFeatures < 8 ? 4 : 3) : (kFeatures < 4 ? 2 : 1);
 
   const ResidentStep& step_;
   SpreadState& state_;

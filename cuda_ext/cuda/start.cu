@@ -31,8 +31,8 @@ __global__ void __launch_bounds__(kThreads) start_kernel(const __grid_constant__
 }  // namespace
 
 cudaError_t launch_start(const StartStep& step, cudaStream_t stream) {
-  const int64_t entries = std::max(
-      {step.features, step.layers, step.count_of_counts, step.unwritten_words, step.classes.table_places});
+  const int64_t entries =
+      std::max({step.features, step.layers, step.count_of_counts, step.unwritten_words, step.classes.table_places});
   const int64_t blocks = std::min((entries + kThreads - 1) / kThreads, kMostBlocks);
   start_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(step, entries);
   return cudaGetLastError();

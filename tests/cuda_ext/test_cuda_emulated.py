@@ -116,7 +116,7 @@ def test_few_features_are_spread(
     compress: Compress,
     activations: bool,
 ) -> None:
-    """Groups of 1 to 8 features, one after the other where there are more; layers in which a block has nothing to do."""
+    """Groups of 1 to 8 features, one after the other where there are more; and layers without work for a block."""
     network = random_network(
         seed, widths, activation=clip, density=density, one_value=one_value, grouped=grouped, bias=bias
     )

@@ -136,8 +136,7 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   if (config->numAttrs != 1 || !config->attrs[0].val.cooperative) return cudaErrorInvalidConfiguration;
-  emulator::launch_together(config->gridDim, config->blockDim, config->dynamicSmemBytes,
-                            [&] { kernel(arguments...); });
+  emulator::launch_together(config->gridDim, config->blockDim, config->dynamicSmemBytes, [&] { kernel(arguments...); });
   return cudaSuccess;
 }
 

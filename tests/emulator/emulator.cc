@@ -32,7 +32,6 @@ struct Block {
   size_t live, waiting;  // threads
 };
 
-
 struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
