@@ -84,10 +84,11 @@ __device__ __forceinline__ void store_coherent(float* target, const float (&valu
   }
 }
 
-// Between two looks at such memory: after some of them a thread makes room for those that work.
+// Between two looks at such memory. Who waits long may wait a little longer, and leaves L2 to those that work
+// meanwhile.
 __device__ __forceinline__ void pause(int tries) {
-  constexpr int kPatience = 16, kNanoseconds = 40;
-  if (tries > kPatience) __nanosleep(kNanoseconds);
+  constexpr int kPatience = 4, kNanoseconds = 20, kMost = 500;
+  if (tries > kPatience) __nanosleep(min(tries * kNanoseconds, kMost));
 }
 
 }  // namespace spdnn::cuda

@@ -27,12 +27,24 @@ constexpr int64_t kLanes = 1 << 17;  // that a layer had better have work for: t
 __device__ __forceinline__ bool is_missing(const uint4& v) { return max(max(v.x, v.y), max(v.z, v.w)) == kUnwritten; }
 __device__ __forceinline__ bool is_missing(uint32_t v) { return v == kUnwritten; }
 
-// Waits until another block has written all words of `value`, which lies at `source`.
-template <typename T>
-__device__ __forceinline__ void wait_for(const T* source, T& value) {
-  for (int tries = 1; is_missing(value); ++tries) {
+// Waits until other blocks have written all of `values`, which it loads. All that are missing are asked for at a time:
+// a look takes as long as the way to L2 and back.
+template <int kStride, int kCount, typename T>
+__device__ __forceinline__ void wait_for(const T* source, const T* end, T (&values)[kCount]) {
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) values[k] = source + k * kStride < end ? load_coherent(source + k * kStride) : T{};
+  const auto some_are_missing = [&] {
+    bool missing = false;
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) missing |= is_missing(values[k]);
+    return missing;
+  };
+  for (int tries = 1; some_are_missing(); ++tries) {
     pause(tries);
-    value = load_coherent(source);
+#pragma unroll
+    for (int k = 0; k < kCount; ++k) {
+      if (is_missing(values[k])) values[k] = load_coherent(source + k * kStride);
+    }
   }
 }
 
@@ -42,9 +54,8 @@ __device__ __forceinline__ void wait_for(const T* source, T& value) {
 // before, and that the one after is clear.
 struct Exchange {
   uint32_t* buffers;
-  int64_t words;  // of a buffer
-  int features;   // of the group
-  int turn = -1;  // exchanges so far: the buffer to be read; the first one is yet to be written
+  const int64_t& words;  // of a buffer
+  int turn = -1;         // exchanges so far: the buffer to be read; the first one is yet to be written
 
   __device__ uint32_t* buffer(int turn) const { return buffers + turn % kBuffers * words; }
   __device__ const uint32_t* source() const { return buffer(turn); }
@@ -86,35 +97,30 @@ __device__ __forceinline__ uint32_t receive(const Exchange& exchange, int64_t wo
   const uint4* end = source + vectors;
   uint4* target = reinterpret_cast<uint4*>(x) + threadIdx.x;
   const bool odd = threadIdx.x % 2;
-  constexpr int kPoll = kInShared ? 4 : 2;  // loads on their way to a thread
+  constexpr int kPoll = kInShared ? 3 : 2;  // loads on their way to a thread
   uint32_t active = 0;
   for (source += threadIdx.x; source < end; source += kPoll * kThreads, target += kPoll * kThreads) {
     uint4 v[kPoll];
-#pragma unroll
-    for (int k = 0; k < kPoll; ++k) {
-      if (source + k * kThreads < end) v[k] = load_coherent(source + k * kThreads);
-    }
+    wait_for<kThreads>(source, end, v);
 #pragma unroll
     for (int k = 0; k < kPoll; ++k) {
       if (source + k * kThreads >= end) break;
-      wait_for(source + k * kThreads, v[k]);
       if constexpr (kInShared) target[k * kThreads] = v[k];
       active |= active_bits<kFeatures>(v[k], odd);
     }
   }
-  const int rest = static_cast<int>(words % 4);  // none where a group has four features or more
-  if (threadIdx.x < rest) {
-    const int64_t place = vectors * 4 + threadIdx.x;
-    uint32_t value = load_coherent(exchange.source() + place);
-    wait_for(exchange.source() + place, value);
-    if constexpr (kInShared) x[place] = __uint_as_float(value);
-    active |= static_cast<uint32_t>((value << 1) != 0) << place % kFeatures;
+  const uint32_t* rest = exchange.source() + vectors * 4;  // nothing where a group has four features or more
+  if (threadIdx.x < words % 4) {
+    uint32_t value[1];
+    wait_for<1>(rest + threadIdx.x, rest + words % 4, value);
+    if constexpr (kInShared) x[vectors * 4 + threadIdx.x] = __uint_as_float(value[0]);
+    active |= static_cast<uint32_t>((value[0] << 1) != 0) << threadIdx.x % kFeatures;
   }
   const uint32_t* arrivals = exchange.arrivals(exchange.turn);
-  for (int block = kThreads - 1 - threadIdx.x; block < gridDim.x; block += kThreads) {  // others have the rest
-    uint32_t value = load_coherent(arrivals + block);
-    wait_for(arrivals + block, value);
-  }
+  static_assert(kMostBlocks <= kThreads);
+  uint32_t arrived[1];
+  const int block = kThreads - 1 - threadIdx.x;  // those threads that may have no inputs to wait for
+  wait_for<1>(arrivals + block, arrivals + gridDim.x, arrived);
   return active;
 }
 
@@ -330,7 +336,7 @@ class Spread {
       : step_(step),
         state_(*reinterpret_cast<SpreadState*>(shared)),
         x_(reinterpret_cast<float*>(shared + sizeof(SpreadState))),
-        exchange_{exchange + blockIdx.y * kBuffers * room.buffer_words, room.buffer_words, kFeatures} {
+        exchange_{exchange + blockIdx.y * kBuffers * room.buffer_words, room.buffer_words} {
     if (threadIdx.x < 2) state_.active[threadIdx.x] = 0;
   }
 
@@ -340,7 +346,7 @@ class Spread {
     const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step_.words + step_.layers_word);
     bring_input();
     for (int l = 0; l < step_.end_layer; ++l) run_layer(l, layers[l]);
-    get_outputs(step_.end_layer - 1, layers[step_.end_layer - 1].outputs);
+    get_outputs(step_.end_layer - 1, static_cast<int>(layers[step_.end_layer - 1].outputs));
     store_results();
   }
 
@@ -372,11 +378,11 @@ class Spread {
 
   // Waits for the outputs of layer l, or for the input where l is -1, and takes them for the next layer's inputs. For
   // all threads to do.
-  __device__ __forceinline__ void get_outputs(int l, int64_t width) {
+  __device__ __forceinline__ void get_outputs(int l, int width) {
     __syncthreads();  // all are through with the inputs before
     if (!kInShared && exchange_.turn >= 0 && is_speaker()) exchange_.move_on();
     ++exchange_.turn;
-    const uint32_t active = receive<kFeatures, kInShared>(exchange_, width * kFeatures, x_);
+    const uint32_t active = receive<kFeatures, kInShared>(exchange_, static_cast<int64_t>(width) * kFeatures, x_);
     if constexpr (!kInShared) __threadfence();  // what L1 holds of the buffer is old
     const bool counts = blockIdx.x == 0 && l >= 0;
     if (counts) note_active(active);
@@ -411,10 +417,11 @@ class Spread {
     const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
     const PlanRun* runs = reinterpret_cast<const PlanRun*>(step_.words + step_.runs_word) + layer.first_run;
     const Bounds bounds = step_.scale.bounds(layer);
+    const int inputs = static_cast<int>(layer.inputs);
     Units units(runs, static_cast<int>(layer.runs), sharing.unit_bits());
     bool waits = l > 0 || !kInShared;
     const auto ready = [&] {
-      if (waits) get_outputs(l - 1, layer.inputs);
+      if (waits) get_outputs(l - 1, inputs);
       waits = false;
     };
     // Teams take units in turn, so that all blocks get some before one gets two.
