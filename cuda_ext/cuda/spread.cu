@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <climits>
 
 #include "accumulate.cuh"
 #include "intrinsics.cuh"
@@ -10,8 +11,9 @@ namespace {
 
 constexpr int kSliceBits = 5;
 static_assert(1 << kSliceBits == kSliceGroups);
-constexpr int kWarps = 16;
-constexpr int kThreads = 32 * kWarps;
+constexpr int kWarps = 16;  // that compute, and one more that speaks for all
+constexpr int kThreads = 32 * (kWarps + 1);
+constexpr int kComputing = 32 * kWarps;
 template <bool kInShared>
 constexpr int kMostOfGroup = kInShared ? 8 : 4;  // features of a group
 constexpr int kInFlight = 64;                    // features at work at a time: what exchange buffers have room for
@@ -75,6 +77,13 @@ struct Exchange {
   }
 
   __device__ void arrive() const { store_after_all(arrivals(turn + 1) + blockIdx.x, 1u); }
+
+  // Waits for the words of all blocks. For one warp to do.
+  __device__ void meet_others() const {
+    const uint32_t* words = arrivals(turn);
+    uint32_t arrived[kMostBlocks / 32];
+    wait_for<32>(words + threadIdx.x % 32, words + gridDim.x, arrived);
+  }
 };
 
 // A bit for each of the features of a group that some word of a vector is not zero for. Vectors lie behind one another:
@@ -89,7 +98,7 @@ __device__ __forceinline__ uint32_t active_bits(const uint4& v, bool odd) {
 }
 
 // Waits for a layer's inputs, of so many words; and copies them into shared memory, if they are to be there. Returns a
-// bit for each feature that this thread has seen active.
+// bit for each feature that this thread has seen active. For all warps to do that compute.
 template <int kFeatures, bool kInShared>
 __device__ __forceinline__ uint32_t receive(const Exchange& exchange, int64_t words, float* x) {
   const int64_t vectors = words / 4;
@@ -99,13 +108,13 @@ __device__ __forceinline__ uint32_t receive(const Exchange& exchange, int64_t wo
   const bool odd = threadIdx.x % 2;
   constexpr int kPoll = kInShared ? 3 : 2;  // loads on their way to a thread
   uint32_t active = 0;
-  for (source += threadIdx.x; source < end; source += kPoll * kThreads, target += kPoll * kThreads) {
+  for (source += threadIdx.x; source < end; source += kPoll * kComputing, target += kPoll * kComputing) {
     uint4 v[kPoll];
-    wait_for<kThreads>(source, end, v);
+    wait_for<kComputing>(source, end, v);
 #pragma unroll
     for (int k = 0; k < kPoll; ++k) {
-      if (source + k * kThreads >= end) break;
-      if constexpr (kInShared) target[k * kThreads] = v[k];
+      if (source + k * kComputing >= end) break;
+      if constexpr (kInShared) target[k * kComputing] = v[k];
       active |= active_bits<kFeatures>(v[k], odd);
     }
   }
@@ -116,15 +125,35 @@ __device__ __forceinline__ uint32_t receive(const Exchange& exchange, int64_t wo
     if constexpr (kInShared) x[vectors * 4 + threadIdx.x] = __uint_as_float(value[0]);
     active |= static_cast<uint32_t>((value[0] << 1) != 0) << threadIdx.x % kFeatures;
   }
-  const uint32_t* arrivals = exchange.arrivals(exchange.turn);
-  static_assert(kMostBlocks <= kThreads);
-  uint32_t arrived[1];
-  const int block = kThreads - 1 - threadIdx.x;  // those threads that may have no inputs to wait for
-  wait_for<1>(arrivals + block, arrivals + gridDim.x, arrived);
   return active;
 }
 
-// --- who computes what ---
+// --- what a layer has, and who computes it ---
+
+constexpr int kRecords = 3;     // layers: the one in work and the next, and one on its way
+constexpr int kRunsAhead = 32;  // records of a layer's runs that are brought along
+
+// The records of a layer, in shared memory before a block comes to it.
+struct alignas(16) LayerRecords {
+  PlanLayer layer;
+  PlanRun runs[kRunsAhead];
+};
+
+// Asks for a layer's records. For one warp to do.
+__device__ void bring_records(const ResidentStep& step, int l, LayerRecords& records) {
+  const PlanLayer* layer = reinterpret_cast<const PlanLayer*>(step.words + step.layers_word) + l;
+  const int64_t first_run = __ldg(&layer->first_run);
+  const PlanRun* runs = reinterpret_cast<const PlanRun*>(step.words + step.runs_word) + first_run;
+  const auto copy = [](auto* target, const auto* source, int64_t count) {
+    const int64_t fields = count * static_cast<int64_t>(sizeof *source / sizeof(int64_t));
+    for (int64_t field = threadIdx.x % 32; field < fields; field += 32) {
+      copy_async<8>(reinterpret_cast<int64_t*>(target) + field, reinterpret_cast<const int64_t*>(source) + field);
+    }
+  };
+  copy(&records.layer, layer, 1);
+  copy(records.runs, runs, min(static_cast<int64_t>(kRunsAhead), step.runs - first_run));
+  close_copies();
+}
 
 // Lanes and warps that share an output's edges, by the layer alone: sums do not depend on the card.
 struct Sharing {
@@ -139,13 +168,15 @@ struct Sharing {
   }
 
   __device__ int unit_bits() const { return 5 - lane_bits; }  // of a warp's outputs
-  __device__ int warps() const { return 1 << warp_bits; }
+  __device__ int warps() const { return 1 << warp_bits; }     // of a team
+  __device__ int teams() const { return kWarps >> warp_bits; }
 };
 
 // Finds the units of a layer: outputs that lie side by side in a slice, a power of two.
 class Units {
  public:
-  __device__ Units(const PlanRun* runs, int count, int unit_bits) : runs_(runs), count_(count), unit_bits_(unit_bits) {}
+  __device__ Units(const ResidentStep& step, const LayerRecords& records, int unit_bits)
+      : step_(step), records_(records), count_(static_cast<int>(records.layer.runs)), unit_bits_(unit_bits) {}
 
   // Moves on to a unit, which must not lie before the last one. False: there are no so many.
   __device__ bool find(int unit) {
@@ -155,12 +186,13 @@ class Units {
     }
     const int run = __popc(__ballot_sync(0xFFFFFFFFu, before_ + ends_ <= unit));
     const int begin = run == 0 ? 0 : __shfl_sync(0xFFFFFFFFu, ends_, run - 1);
-    run_ = runs_ + (next_ - 32 + run);
+    run_ = run_number(next_ - 32 + run);
     unit_ = unit - before_ - begin;
     return true;
   }
 
-  __device__ int count() const { return before_ + total_; }  // of all units, after `find` said that there are no more
+  // Of all units, after `find` said that there are no more.
+  __device__ int count() const { return before_ + total_; }
   __device__ const PlanRun* run() const { return run_; }
   __device__ int64_t first_output() const { return static_cast<int64_t>(unit_) << unit_bits_; }  // inside the run
 
@@ -170,8 +202,8 @@ class Units {
     before_ += total_;
     int units = 0;
     if (next_ + lane < count_) {
-      const PlanRun& run = runs_[next_ + lane];
-      units = static_cast<int>((__ldg(&run.groups) * __ldg(&run.group_outputs) + (1 << unit_bits_) - 1) >> unit_bits_);
+      const PlanRun* run = run_number(next_ + lane);
+      units = static_cast<int>((run->groups * run->group_outputs + (1 << unit_bits_) - 1) >> unit_bits_);
     }
     for (int distance = 1; distance < 32; distance *= 2) {
       const int other = __shfl_up_sync(0xFFFFFFFFu, units, distance);
@@ -182,7 +214,13 @@ class Units {
     next_ += 32;
   }
 
-  const PlanRun* runs_;
+  __device__ const PlanRun* run_number(int run) const {
+    if (run < kRunsAhead) return &records_.runs[run];
+    return reinterpret_cast<const PlanRun*>(step_.words + step_.runs_word) + records_.layer.first_run + run;
+  }
+
+  const ResidentStep& step_;
+  const LayerRecords& records_;
   int count_, unit_bits_;
   int next_ = 0;                // run
   int before_ = 0, total_ = 0;  // units of the runs before those looked at, and of these
@@ -326,6 +364,7 @@ __device__ __forceinline__ void add_edges(const uint32_t* words, const PlanRun& 
 // What blocks have in shared memory beside a layer's inputs, which stand behind it.
 struct alignas(16) SpreadState {
   float partial[kWarps][32 >> kMostLaneBits][kMostOfGroup<true>];  // sums of warps that share edges
+  LayerRecords records[kRecords];
   uint32_t active[2];  // a bit for each feature that is not all zero; of an exchange, and of the next
 };
 
@@ -343,25 +382,33 @@ class Spread {
   // Runs the features of a group, from `first` on, through all layers.
   __device__ void run(int64_t first) {
     first_ = first;
-    const PlanLayer* layers = reinterpret_cast<const PlanLayer*>(step_.words + step_.layers_word);
     bring_input();
-    for (int l = 0; l < step_.end_layer; ++l) run_layer(l, layers[l]);
-    get_outputs(step_.end_layer - 1, static_cast<int>(layers[step_.end_layer - 1].outputs));
+    for (int l = 0; l < step_.end_layer; ++l) {
+      if (is_speaker()) {
+        attend_layer(l);
+      } else {
+        run_layer(l);
+      }
+    }
+    get_outputs(step_.end_layer - 1);
     store_results();
   }
 
  private:
-  // Of a block's warps the one that speaks for all: the first to be without work where a layer has little.
-  __device__ static bool is_speaker() { return threadIdx.x >= kThreads - 32; }
+  __device__ static bool is_speaker() { return threadIdx.x >= kComputing; }
+
+  __device__ LayerRecords& records(int l) const { return state_.records[l % kRecords]; }
 
   // Into shared memory; or into the first buffer, as if a layer had computed it, so that nobody reads rows and converts
   // numbers time and again.
   __device__ void bring_input() {
     __syncthreads();  // all are through with the group before
+    if (is_speaker()) {
+      for (int l = 0; l < min(kRecords, step_.end_layer); ++l) bring_records(step_, l, records(l));
+    }
     if constexpr (kInShared) {
       const Columns columns{kFeatures == 8 ? 3 : kFeatures / 2};
       load_rows(step_.input, first_, step_.features, columns, Activations<1>(x_, columns));
-      __syncthreads();
     } else {
       const int column = threadIdx.x % kFeatures;
       const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads / kFeatures;
@@ -373,22 +420,31 @@ class Spread {
         store_coherent(exchange_.target() + neuron * kFeatures + column, word == kUnwritten ? kUnwritten >> 1 : word);
       }
     }
-    if (exchange_.turn < 0 && threadIdx.x == 0) exchange_.arrive();
+    if (is_speaker()) finish_copies<0>();
+    __syncthreads();
+    if (exchange_.turn < 0 && threadIdx.x == kComputing) exchange_.arrive();
   }
 
   // Waits for the outputs of layer l, or for the input where l is -1, and takes them for the next layer's inputs. For
   // all threads to do.
-  __device__ __forceinline__ void get_outputs(int l, int width) {
+  __device__ __forceinline__ void get_outputs(int l) {
+    if (is_speaker()) finish_copies<0>();
     __syncthreads();  // all are through with the inputs before
     if (!kInShared && exchange_.turn >= 0 && is_speaker()) exchange_.move_on();
     ++exchange_.turn;
-    const uint32_t active = receive<kFeatures, kInShared>(exchange_, static_cast<int64_t>(width) * kFeatures, x_);
+    if (is_speaker()) {
+      exchange_.meet_others();
+    } else {
+      const int64_t width = l < 0 ? step_.input.inputs : records(l).layer.outputs;
+      const uint32_t active = receive<kFeatures, kInShared>(exchange_, width * kFeatures, x_);
+      if (blockIdx.x == 0) note_active(active);
+    }
     if constexpr (!kInShared) __threadfence();  // what L1 holds of the buffer is old
-    const bool counts = blockIdx.x == 0 && l >= 0;
-    if (counts) note_active(active);
     __syncthreads();
-    if (kInShared && is_speaker()) exchange_.move_on();  // what was copied is read no more
-    if (counts && threadIdx.x == kThreads - 1) count_active(l);
+    if (!is_speaker()) return;
+    if constexpr (kInShared) exchange_.move_on();  // what was copied is read no more
+    if (blockIdx.x == 0 && threadIdx.x == kComputing) count_active(l);
+    if (l >= 0 && l + kRecords < step_.end_layer) bring_records(step_, l + kRecords, records(l));
   }
 
   __device__ uint32_t* active_word(int turn) const { return &state_.active[turn % 2]; }
@@ -400,38 +456,55 @@ class Spread {
 
   // Counts the features that are active after layer l, and says so of each after the last.
   __device__ void count_active(int l) const {
+    *active_word(exchange_.turn + 1) = 0;
+    if (l < 0) return;
     const int64_t present = min(static_cast<int64_t>(kFeatures), step_.features - first_);
     const uint32_t active = *active_word(exchange_.turn) & ((1u << present) - 1);
     if (step_.active && active) atomicAdd(step_.active + l, __popc(active));
     if (l + 1 == step_.end_layer) {
       for (int column = 0; column < present; ++column) step_.alive[first_ + column] = active >> column & 1u;
     }
-    *active_word(exchange_.turn + 1) = 0;
   }
 
   __device__ const float* inputs() const { return kInShared ? x_ : reinterpret_cast<const float*>(exchange_.source()); }
 
-  __device__ void run_layer(int l, const PlanLayer layer) {  // a copy: nothing is read of it while blocks wait
+  __device__ bool waits_before(int l) const { return l > 0 || !kInShared; }
+
+  // The speaker's part in a layer.
+  __device__ void attend_layer(int l) {
+    if (waits_before(l)) get_outputs(l - 1);
+    const Sharing sharing = Sharing::of(records(l).layer);
+    if (sharing.warp_bits == 0) return;
+    Units units(step_, records(l), sharing.unit_bits());
+    units.find(INT_MAX);
+    const int stride = static_cast<int>(gridDim.x) * sharing.teams();
+    for (int first = static_cast<int>(blockIdx.x); first < units.count(); first += stride) meet_team();
+  }
+
+  // Teams meet before their sums are added up, and after it; all of them, as all have as many units or one more.
+  __device__ static void meet_team() {
+    __syncthreads();
+    __syncthreads();
+  }
+
+  __device__ void run_layer(int l) {
+    const PlanLayer& layer = records(l).layer;
     const Sharing sharing = Sharing::of(layer);
     const int team = threadIdx.x / 32 >> sharing.warp_bits, member = threadIdx.x / 32 & (sharing.warps() - 1);
     const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
-    const PlanRun* runs = reinterpret_cast<const PlanRun*>(step_.words + step_.runs_word) + layer.first_run;
-    const Bounds bounds = step_.scale.bounds(layer);
-    const int inputs = static_cast<int>(layer.inputs);
-    Units units(runs, static_cast<int>(layer.runs), sharing.unit_bits());
-    bool waits = l > 0 || !kInShared;
+    Units units(step_, records(l), sharing.unit_bits());
+    bool waits = waits_before(l);
     const auto ready = [&] {
-      if (waits) get_outputs(l - 1, inputs);
+      if (waits) get_outputs(l - 1);
       waits = false;
     };
     // Teams take units in turn, so that all blocks get some before one gets two.
-    for (int first = block;; first += blocks * (kWarps >> sharing.warp_bits)) {
+    for (int first = block;; first += blocks * sharing.teams()) {
       const bool found = units.find(first + blocks * team);
       if (!found) {
         ready();
         if (sharing.warp_bits == 0 || first >= units.count()) return;
-        __syncthreads();
-        __syncthreads();
+        meet_team();
         continue;
       }
       const PlanRun run = *units.run();
@@ -451,7 +524,7 @@ class Spread {
       }
       if (sharing.warp_bits > 0) add_partial_sums(place, member, sharing.warps(), sums);
       if (member > 0 || !place.is_first_part()) continue;
-      bounds.clip(sums);
+      step_.scale.bounds(layer).clip(sums);
       store_coherent(reinterpret_cast<float*>(exchange_.target()) + slot * kFeatures, sums);
     }
   }
@@ -525,8 +598,7 @@ class Spread {
     }
   }
 
-  // Chunks on their way to a lane: as many as the registers hold.
-  static constexpr int kAhead = kInShared ? (kFeatures < 8 ? 4 : 3) : (kFeatures < 4 ? 2 : 1);
+  static constexpr int kAhead = kInShared ? 3 : 1;  // chunks on their way to a lane: as many as registers hold
 
   const ResidentStep& step_;
   SpreadState& state_;
