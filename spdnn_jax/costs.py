@@ -67,6 +67,29 @@ DENSE: dict[Device, dict[Precision, Costs]] = {
     },
 }
 
+
+@dataclass(frozen=True)
+class SpreadCosts:
+    """What layers take whose few features are spread over all multiprocessors of a GPU (kernel family `spread`).
+
+    Attributes:
+        layer: Seconds of a layer: until all blocks have what all blocks have computed.
+        edge: Seconds of an edge, with a group of features.
+        group: Features that share a read of the weights.
+        most: Features with which it was measured, at most; it is not taken for more.
+        launched: Seconds of a layer, beside its edges, that other families take.
+    """
+
+    layer: float
+    edge: float
+    group: int
+    most: int
+    launched: float
+
+
+SPREAD = SpreadCosts(layer=1.7e-6, edge=2.0e-12, group=8, most=128, launched=1.0e-6)
+"""An estimate, not yet measured."""
+
 MOVED: dict[Device, float] = {"cpu": 0.0, "gpu": 8e-12}
 """Seconds of a number that the kernels bring in before a plan's first layer, or out behind its last."""
 
@@ -167,6 +190,25 @@ def why_none(table: PlanTable) -> str:
     return f"the kernels are faster at {100 * fullest:.3g}% of the weights"
 
 
+def spread_pays(table: PlanTable, features: int) -> bool:
+    """Whether a GPU had better spread a plan's features, so few as they are, over all multiprocessors."""
+    if not 0 < features <= SPREAD.most:
+        return False
+    others = SPREAD.launched + _edges(table, "gpu") * KERNELS["gpu"].seconds(table.layers["inputs"], features)
+    return bool(_spread_seconds(table, features).sum() < others.sum())
+
+
+def _spread_seconds(table: PlanTable, features: int) -> np.ndarray:
+    """Each layer's seconds by kernel family `spread`."""
+    groups = -(-features // SPREAD.group)
+    return SPREAD.layer + table.layers["multiplied_edges"] * SPREAD.edge * groups
+
+
+def _edges(table: PlanTable, device: Device) -> np.ndarray:
+    """Each layer's edges, fewer where outputs share their inputs."""
+    return table.layers["multiplied_edges"] / np.minimum(_shared(table), MOST_SHARED[device])
+
+
 def _is_wide(table: PlanTable) -> np.ndarray:
     return np.minimum(table.layers["inputs"], table.layers["outputs"]) >= NARROWEST
 
@@ -181,9 +223,10 @@ def _seconds(table: PlanTable, device: Device, precision: Precision, features: i
     """Each layer's seconds by the kernels, and as a dense product."""
     dense = DENSE[device][computed_in(precision, device)]
     shapes = dense_shapes(table).astype(np.float64)
-    edges = table.layers["multiplied_edges"] / np.minimum(_shared(table), MOST_SHARED[device])
     inputs = shapes[:, 0]
-    kernels = edges * KERNELS[device].seconds(inputs, features)
+    kernels = _edges(table, device) * KERNELS[device].seconds(inputs, features)
+    if device == "gpu" and features <= SPREAD.most:
+        kernels = np.minimum(kernels, _spread_seconds(table, features))
     kernels[0] += features * shapes[0, 0] * MOVED[device]
     kernels[-1] += features * shapes[-1, 1] * MOVED[device]
     return kernels, shapes.prod(axis=1) * dense.seconds(inputs, features)

@@ -7,15 +7,16 @@ from typing import Literal
 
 import numpy as np
 
+from spdnn_jax import costs
 from spdnn_jax._native import core
 from spdnn_jax.layout import PlanTable
 
-Kernel = Literal["auto", "staged", "grouped", "resident", "chain"]
+Kernel = Literal["auto", "staged", "grouped", "resident", "chain", "spread"]
 """A kernel family, or the planner's choice."""
 
-KERNELS: tuple[Kernel, ...] = ("auto", "staged", "grouped", "resident", "chain")
+KERNELS: tuple[Kernel, ...] = ("auto", "staged", "grouped", "resident", "chain", "spread")
 
-Action = Literal["grouped", "resident", "staged", "chain", "equal features"]
+Action = Literal["grouped", "resident", "staged", "chain", "spread", "equal features"]
 """What a step does: a kernel family runs layers, or equal features are looked for."""
 
 _CODES: dict[Action, int] = {  # as in cuda/network.h
@@ -24,6 +25,7 @@ _CODES: dict[Action, int] = {  # as in cuda/network.h
     "staged": 3,
     "equal features": 4,
     "chain": 5,
+    "spread": 6,
 }
 _FUSING: tuple[Action, ...] = ("resident", "chain")  # many layers in a launch
 
@@ -75,7 +77,7 @@ class Step:
 
     Attributes:
         action: "grouped" and "staged" (one layer a launch), "resident" and "chain" (all layers of the step in one
-            launch), or "equal features" (no layer).
+            launch), "spread" (all layers of the plan in one launch), or "equal features" (no layer).
         first: First layer, counted from 0.
         end: The layer after the last.
     """
@@ -141,13 +143,16 @@ def layout_rule(kernel: Kernel, *, for_gpu: bool) -> LayoutRule:
 
 
 @functools.cache
-def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = False) -> Schedule:
+def schedule(
+    table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = False, features: int | None = None
+) -> Schedule:
     """Plans the launches.
 
     Args:
         table: The plan's records.
         kernel: A family to use throughout, or "auto".
         narrow_input: Whether the features come in bytes or bits.
+        features: How many there are; None: many.
 
     Raises:
         ValueError: There is no such family, the plan was built without the sections that it needs, or its records do
@@ -156,6 +161,10 @@ def schedule(table: PlanTable, kernel: Kernel = "auto", *, narrow_input: bool = 
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}; got {kernel!r}")
     _check_records(table)
+    if kernel == "spread":
+        return Schedule((Step("spread", 0, len(table.layers)),), "spread: as asked for")
+    if kernel == "auto" and features is not None and costs.spread_pays(table, features):
+        return Schedule((Step("spread", 0, len(table.layers)),), f"spread for all ({features} features alone)")
     families = _choose_families(table, kernel, narrow_input)
     searches = _searches(table) if table.header["merge_features"] else set()
     widths = _widths(table)

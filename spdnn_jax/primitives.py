@@ -184,8 +184,9 @@ def _network_cuda(
 ) -> Sequence[jax.Array]:
     """The custom call, with its workspace as one result more."""
     del row_words
-    schedule = planner.schedule(table, kernel, narrow_input=y0.dtype != jnp.float32).records
-    workspace = jax.ShapeDtypeStruct((_native.cuda_workspace_bytes(table.records, y0.shape[0]),), jnp.uint8)
+    features, narrow = y0.shape[0], y0.dtype != jnp.float32
+    schedule = planner.schedule(table, kernel, narrow_input=narrow, features=features).records
+    workspace = jax.ShapeDtypeStruct((_native.cuda_workspace_bytes(table.records, features),), jnp.uint8)
     call = jax.ffi.ffi_call(NETWORK_TARGET, [*_results(y0, table, **params), workspace])
     return call(y0, words, table=table.records, schedule=schedule)[:3]
 

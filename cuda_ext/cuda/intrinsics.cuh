@@ -55,4 +55,55 @@ __device__ __forceinline__ void finish_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
 }
 
+// Memory through which blocks of one launch talk to each other, past L1, which other multiprocessors do not see. Words
+// of a vector are read each by itself.
+__device__ __forceinline__ uint32_t load_coherent(const uint32_t* source) {
+  uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(source) : "memory");
+  return value;
+}
+
+__device__ __forceinline__ uint4 load_coherent(const uint4* source) {
+  uint4 value;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(source)
+               : "memory");
+  return value;
+}
+
+__device__ __forceinline__ void store_coherent(uint32_t* target, uint32_t value) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(target), "r"(value) : "memory");
+}
+
+// After all that this thread has done, and what a barrier has let it know of.
+__device__ __forceinline__ void store_after_all(uint32_t* target, uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(target), "r"(value) : "memory");
+}
+
+template <int kCount>
+__device__ __forceinline__ void store_coherent(float* target, const float (&values)[kCount]) {
+  static_assert(kCount == 1 || kCount == 2 || kCount % 4 == 0, "vectors have one, two or four words");
+  if constexpr (kCount == 1) {
+    asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(target), "f"(values[0]) : "memory");
+  } else if constexpr (kCount == 2) {
+    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(target), "f"(values[0]), "f"(values[1])
+                 : "memory");
+  } else {
+#pragma unroll
+    for (int k = 0; k < kCount; k += 4) {
+      asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target + k), "f"(values[k]),
+                   "f"(values[k + 1]), "f"(values[k + 2]), "f"(values[k + 3])
+                   : "memory");
+    }
+  }
+}
+
+// Between two looks at such memory. Who waits long may wait a little longer, and leaves L2 to those that work
+// meanwhile.
+__device__ __forceinline__ void pause(int tries) {
+  constexpr int kPatience = 4, kNanoseconds = 20, kMost = 500;
+  if (tries > kPatience) __nanosleep(min(tries * kNanoseconds, kMost));
+}
+
 }  // namespace spdnn::cuda

@@ -10,6 +10,7 @@
 #include "network.h"
 #include "resident.h"
 #include "rows.h"
+#include "spread.h"
 #include "staged.h"
 #include "start.h"
 #include "tiles.cuh"
@@ -28,6 +29,7 @@ struct Workspace {
   uint8_t* flags;
   FeatureClasses classes;  // only where the plan lets equal features be merged
   uint4* chain;            // what a chain's launches write down
+  uint32_t* exchange;      // through which blocks exchange activations where few features are spread
 
   // Lays the arrays out from `base` on. Returns the bytes they take.
   int64_t lay_out(char* base, const PlanView& plan, int64_t features) {
@@ -50,6 +52,7 @@ struct Workspace {
     take(classes.leader_of, entries);
     take(classes.members, entries);
     take(chain, chain_workspace_bytes(plan) / static_cast<int64_t>(sizeof *chain));
+    take(exchange, most_exchange_words(plan, features));
     return used;
   }
 
@@ -76,6 +79,8 @@ class Launcher {
       const bool last = step.end_layer == call_.plan.header->layers;
       if (step.action == kEqualFeatures) {
         find_equal_features(step.first_layer);
+      } else if (step.action == kSpread) {
+        spread();
       } else if (step.action == kGrouped || step.action == kStaged) {
         run_layer(step, last);
       } else {
@@ -108,9 +113,14 @@ class Launcher {
     step.counts = workspace_.counts;
     step.count_of_counts = Workspace::count_of_counts(call_.plan);
     step.classes = workspace_.classes;
+    const bool is_spread = call_.features > 0 && call_.steps > 0 && call_.schedule[0].action == kSpread;
+    if (is_spread) {
+      step.unwritten = workspace_.exchange;
+      step.unwritten_words = SpreadRoom(call_.plan, call_.features, limits_).exchange_words();
+    }
     check(launch_start(step, stream_));
     const size_t bytes = call_.features * call_.plan.header->outputs * sizeof(float);
-    if (call_.activations && bytes > 0) check(cudaMemsetAsync(call_.activations, 0, bytes, stream_));
+    if (!is_spread && call_.activations && bytes > 0) check(cudaMemsetAsync(call_.activations, 0, bytes, stream_));
   }
 
   // Before the steps that may run layers as chains.
@@ -162,29 +172,44 @@ class Launcher {
     now_.count = next_count_++;
   }
 
-  void run_layers(const ScheduleStep& schedule, bool last) {
+  ResidentStep layers_of(int64_t first_layer, int64_t end_layer) const {
     ResidentStep step{};
     step.words = call_.words;
     step.layers_word = kLayersWord;
     step.runs_word = runs_word(*call_.plan.header);
     step.runs = call_.plan.header->runs;
-    step.first_layer = static_cast<int>(schedule.first_layer);
-    step.end_layer = static_cast<int>(schedule.end_layer);
-    step.max_width = static_cast<int>(widest(call_.plan, schedule.first_layer, schedule.end_layer));
+    step.first_layer = static_cast<int>(first_layer);
+    step.end_layer = static_cast<int>(end_layer);
+    step.max_width = static_cast<int>(widest(call_.plan, first_layer, end_layer));
     step.scale = scale_;
     step.input = input_;
     step.features = call_.features;
+    step.active = call_.active;
+    return step;
+  }
+
+  void give_results(ResidentStep& step) const {
+    step.alive = call_.alive;
+    step.activations = call_.activations;
+    step.slot_of = slot_of();
+    step.outputs = call_.plan.header->outputs;
+  }
+
+  void spread() {
+    ResidentStep step = layers_of(0, call_.plan.header->layers);
+    give_results(step);
+    check(launch_spread(step, SpreadRoom(call_.plan, call_.features, limits_), workspace_.exchange, stream_));
+  }
+
+  void run_layers(const ScheduleStep& schedule, bool last) {
+    ResidentStep step = layers_of(schedule.first_layer, schedule.end_layer);
     step.source = schedule.first_layer > 0 ? source() : nullptr;
     step.slots = now_.slots;
     step.ids = now_.ids;
     step.members = members();
     step.count = now_.count;
-    step.active = call_.active;
     if (last) {
-      step.alive = call_.alive;
-      step.activations = call_.activations;
-      step.slot_of = slot_of();
-      step.outputs = call_.plan.header->outputs;
+      give_results(step);
     } else {
       step.target = target();
       step.target_ids = next_ids();
@@ -317,6 +342,8 @@ const char* check_step(const PlanView& plan, const ScheduleStep& step, const Sch
     case kChain:
       return layers < 1 ? "a step of the chain family has no layer"
                         : check_chain(plan, step.first_layer, step.end_layer, limits);
+    case kSpread:
+      return layers == plan.header->layers ? nullptr : "a step of the spread family has all layers";
     case kResident:
       if (layers < 1) return "a step of the resident family has no layer";
       if (resident_features(plan, step.first_layer, step.end_layer, limits) > 0) return nullptr;

@@ -22,6 +22,7 @@ inline constexpr int64_t kResident = 2;       // all layers of the step in one l
 inline constexpr int64_t kStaged = 3;         // one layer a step
 inline constexpr int64_t kEqualFeatures = 4;  // no layer: looks for equal features, in plans that allow it
 inline constexpr int64_t kChain = 5;          // all layers of the step in one launch
+inline constexpr int64_t kSpread = 6;         // all layers of the plan in one launch
 
 struct NetworkCall {
   PlanView plan;                    // on the host

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "spread.h"
 #include "start.h"
 
 namespace spdnn::cuda {
@@ -23,13 +24,15 @@ __global__ void __launch_bounds__(kThreads) start_kernel(const __grid_constant__
     if (k < classes.table_places) classes.table[k] = -1;
     if (k < step.layers && step.active) step.active[k] = 0;
     if (k < step.count_of_counts) step.counts[k] = 0;
+    if (k < step.unwritten_words) step.unwritten[k] = kUnwritten;
   }
 }
 
 }  // namespace
 
 cudaError_t launch_start(const StartStep& step, cudaStream_t stream) {
-  const int64_t entries = std::max({step.features, step.layers, step.count_of_counts, step.classes.table_places});
+  const int64_t entries =
+      std::max({step.features, step.layers, step.count_of_counts, step.unwritten_words, step.classes.table_places});
   const int64_t blocks = std::min((entries + kThreads - 1) / kThreads, kMostBlocks);
   start_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(step, entries);
   return cudaGetLastError();

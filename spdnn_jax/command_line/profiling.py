@@ -50,7 +50,7 @@ def profile_layers(
     Raises:
         ValueError: y0 has another width or dtype.
     """
-    families = _families(plan) if backend == "cuda" else [backend] * plan.layers
+    families = _families(plan, len(y0)) if backend == "cuda" else [backend] * plan.layers
     path: ops.Backend = "xla" if backend == "xla" else "auto"
     y = jax.device_put(y0)
     profiles: list[LayerProfile] = []
@@ -65,8 +65,8 @@ def profile_layers(
     return profiles
 
 
-def _families(plan: Plan) -> list[str]:
-    return list(planner.schedule(plan.table, plan.kernel).families)
+def _families(plan: Plan, features: int) -> list[str]:
+    return list(planner.schedule(plan.table, plan.kernel, features=features).families)
 
 
 def _seconds(part: Plan, y: jax.Array, path: ops.Backend) -> float:

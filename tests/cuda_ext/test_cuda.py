@@ -33,8 +33,8 @@ from spdnn_jax.graph_challenge import inputs, oracle, radixnet
 from spdnn_jax.simplify import Compress
 from tests.conftest import dense_reference, random_network
 
-FAMILIES = ("staged", "grouped", "resident", "chain")
-FUSING = ("resident", "chain")  # many layers in a launch
+FAMILIES = ("staged", "grouped", "resident", "chain", "spread")
+FUSING = ("resident", "chain", "spread")  # many layers in a launch
 
 
 def assert_close(got: jax.Array | np.ndarray, expected: np.ndarray) -> None:
@@ -114,6 +114,17 @@ def test_narrow_layers_that_share_nothing_are_chained() -> None:
     with pytest.raises(ValueError, match="this plan is no chain"):
         planner.schedule(build_plan(shared).table, "chain")
     assert planner.schedule(build_plan(shared, kernel="chain").table, "chain").families == ["chain"] * 2
+
+
+def test_few_features_of_many_edges_are_spread() -> None:
+    """Where a block alone would be busy long, and there are not so many features that each could have one."""
+    many = build_plan(random_network(0, [2000, 2000, 2000], density=0.1)).table
+    few = build_plan(random_network(0, [2000, 2000, 2000], density=0.001)).table
+    assert planner.schedule(many, features=1).steps == (planner.Step("spread", 0, 2),)
+    assert planner.schedule(many, features=64, narrow_input=True).families == ["spread"] * 2
+    for table, features in ((many, None), (many, 0), (many, 4000), (few, 1)):
+        assert planner.schedule(table, features=features).families == ["chain"] * 2
+    assert planner.schedule(few, "spread", features=4000).families == ["spread"] * 2
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------

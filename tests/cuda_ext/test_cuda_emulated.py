@@ -16,7 +16,7 @@ from spdnn_jax.simplify import Compress
 from tests.conftest import random_network
 from tests.emulator import emulate
 
-FAMILIES = ("staged", "grouped", "resident", "chain")
+FAMILIES = ("staged", "grouped", "resident", "chain", "spread")
 FUSING = ("resident", "chain")  # many layers in a launch
 SIDE_BY_SIDE: list[tuple[planner.Action, ...]] = [  # by what plans hold, whose sections differ
     ("staged", "grouped", "resident"),
@@ -86,6 +86,65 @@ def test_chains_of_many_features(emulator: emulate.Emulator, width: int, one_val
     for count in (75, 150):
         y0 = np.random.default_rng(width).random((count, width), np.float32)
         check(emulator.run(plan, y0), network, y0)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 1000),
+    widths=st.lists(st.sampled_from([1, 2, 31, 33, 100, 2049]), min_size=2, max_size=6),
+    density=st.sampled_from([0.0, 0.01, 0.3]),
+    one_value=st.booleans(),
+    grouped=st.sampled_from([1, 2, 5, 16, 40]),
+    bias=st.sampled_from(["vector", "scalar", "negative"]),
+    clip=st.sampled_from(CLIPS),
+    count=st.sampled_from([1, 2, 3, 5, 8, 9, 33]),
+    form=st.sampled_from(["float32", "uint8", "packed"]),
+    compress=st.sampled_from(["none", "neurons", "full"]),
+    activations=st.booleans(),
+)
+def test_few_features_are_spread(
+    emulator: emulate.Emulator,
+    seed: int,
+    widths: list[int],
+    density: float,
+    one_value: bool,
+    grouped: int,
+    bias: str,
+    clip: Clip,
+    count: int,
+    form: str,
+    compress: Compress,
+    activations: bool,
+) -> None:
+    """Groups of 1 to 8 features, one after the other where there are more; and layers without work for a block."""
+    network = random_network(
+        seed, widths, activation=clip, density=density, one_value=one_value, grouped=grouped, bias=bias
+    )
+    generator = np.random.default_rng(seed)
+    plain = generator.random((count, widths[0])) < 0.5
+    y0 = {"packed": pack_bits(plain), "uint8": plain.astype(np.uint8) * np.uint8(3)}.get(
+        form, generator.random(plain.shape, np.float32)
+    )
+    plan = build_plan(network, kernel="spread", compress=compress)
+    check(emulator.run(plan, y0, activations=activations, seed=seed), network, plain if form == "packed" else y0)
+
+
+def test_wide_layers_are_spread(emulator: emulate.Emulator) -> None:
+    """Inputs that no shared memory holds, with indices of 16 and of 32 bits; and the NaN that stands for no value."""
+    generator = np.random.default_rng(0)
+    for width, count, grouped in ((60_000, 3, 1), (70_001, 1, 5)):
+        network = random_network(5, [width, 50, width, 4], density=0.001, grouped=grouped, bias="vector")
+        y0 = generator.random((count, width), np.float32)
+        plan = build_plan(network, kernel="spread")
+        check(emulator.run(plan, y0), network, y0)
+        y0.view(np.uint32)[0, ::2] = 0xFFFFFFFF
+        missing = emulator.run(plan, y0).activations
+        assert np.isfinite(missing).all()
+        y0[0] = 0
+        np.testing.assert_array_equal(missing[1:], emulator.run(plan, y0).activations[1:])
+    network = random_network(6, [5, 60_000, 40, 7], density=0.01, bias="vector")
+    y0 = generator.random((9, 5), np.float32)
+    check(emulator.run(build_plan(network, kernel="spread"), y0), network, y0)  # groups, one after the other
 
 
 @pytest.mark.parametrize("outputs", [1, 4])

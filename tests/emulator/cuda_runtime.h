@@ -1,5 +1,5 @@
 // Stands in for CUDA's header, so that g++ compiles the kernels and a processor runs them: block by block, each thread
-// of a block a fiber. See emulator.py.
+// of a block a fiber; the blocks of a cooperative launch all together. See emulate.py.
 #pragma once
 
 #define __CUDACC__ 1
@@ -78,11 +78,32 @@ inline cudaError_t cudaMemsetAsync(void* target, int value, size_t bytes, cudaSt
   return std::memset(target, value, bytes), cudaSuccess;
 }
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    int cooperative;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+
 namespace emulator {
 
 void seed(uint64_t value);  // of the order in which fibers run between barriers
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream, const std::function<void()>& kernel);
+
+// All blocks at a time, as those that wait for each other must be. Static shared memory would be one for all.
+void launch_together(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+
+// For a thread that waits for what others write.
+void let_others_run();
 
 void* dynamic_shared();
 
@@ -113,6 +134,14 @@ uint64_t as_word(T value) {
 
 }  // namespace emulator
 
+template <typename... Parameters, typename... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               Arguments&&... arguments) {
+  if (config->numAttrs != 1 || !config->attrs[0].val.cooperative) return cudaErrorInvalidConfiguration;
+  emulator::launch_together(config->gridDim, config->blockDim, config->dynamicSmemBytes, [&] { kernel(arguments...); });
+  return cudaSuccess;
+}
+
 // --- the device's side
 // ------------------------------------------------------------------------------------------------
 
@@ -134,6 +163,7 @@ T __ldcg(const T* address) {
   return __ldg(address);
 }
 inline void __threadfence() {}
+inline int __clz(uint32_t bits) { return bits ? __builtin_clz(bits) : 32; }
 inline int __popc(uint32_t bits) { return __builtin_popcount(bits); }
 inline uint32_t __vcmpeq4(uint32_t a, uint32_t b) {
   uint32_t equal = 0;

@@ -138,7 +138,7 @@ class Emulator:
         call = np.asarray([len(y0), _INPUT_TYPES[str(y0.dtype)], activations], np.int64)
         narrow = y0.dtype != np.float32
         schedule = (
-            planner.schedule(plan.table, plan.kernel, narrow_input=narrow)
+            planner.schedule(plan.table, plan.kernel, narrow_input=narrow, features=len(y0))
             if steps is None
             else planner.Schedule(tuple(steps), "")
         )

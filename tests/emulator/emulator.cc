@@ -1,4 +1,5 @@
-// Runs the threads of a block as fibers: one goes on until it waits, then another, in random order.
+// Runs the threads of a block, or of all blocks of a cooperative launch, as fibers: one goes on until it waits, then
+// another, in random order.
 #include <cuda_runtime.h>
 #include <ucontext.h>
 
@@ -15,6 +16,7 @@ constexpr size_t kStackBytes = 32 * 1024;  // the address sanitizer clears its n
 constexpr size_t kGuardBytes = 1024;       // at its end, for threads that need more
 constexpr char kGuard = 0x5A;
 constexpr int kWarp = 32;
+constexpr int kMostIdleRounds = 1000;  // in which all threads that can run wait for what others write
 
 struct Copy {
   void* target;
@@ -22,7 +24,13 @@ struct Copy {
   int bytes;
 };
 
-enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+enum class State { kReady, kPolling, kAtBlockBarrier, kAtWarpBarrier, kDone };
+
+struct Block {
+  dim3 index;
+  std::vector<char> shared_memory;
+  size_t live, waiting;  // threads
+};
 
 struct Fiber {
   ucontext_t context;
@@ -47,10 +55,10 @@ struct Warp {
 uint64_t random_state = 1;
 std::vector<Fiber> fibers;
 std::vector<Warp> warps;
-std::vector<char> shared_memory;
+std::vector<Block> blocks;  // that run at a time
 ucontext_t scheduler;
 const std::function<void()>* running_kernel;
-size_t current, threads, live, waiting;
+size_t current, threads;  // `threads` of each block, one block's fibers behind another's
 
 size_t random_below(size_t limit) {
   random_state = random_state * 6364136223846793005u + 1442695040888963407u;
@@ -79,13 +87,17 @@ void wait(State state) {
   swapcontext(&fibers[current].context, &scheduler);
 }
 
+Block& block_of(size_t fiber) { return blocks[fiber / threads]; }
+
+bool can_run(const Fiber& fiber) { return fiber.state == State::kReady || fiber.state == State::kPolling; }
+
 void start_threads(dim3 block) {
-  threads = live = static_cast<size_t>(block.x) * block.y * block.z;
-  waiting = 0;
-  if (fibers.size() < threads) fibers.resize(threads);
-  warps.assign((threads + kWarp - 1) / kWarp, Warp{});
-  for (size_t t = 0; t < threads; ++t) {
-    Fiber& fiber = fibers[t];
+  const size_t count = blocks.size() * threads;
+  if (fibers.size() < count) fibers.resize(count);
+  warps.assign((count + kWarp - 1) / kWarp, Warp{});
+  for (size_t f = 0; f < count; ++f) {
+    Fiber& fiber = fibers[f];
+    const size_t t = f % threads;
     fiber.state = State::kReady;
     fiber.thread = dim3(static_cast<unsigned>(t % block.x), static_cast<unsigned>(t / block.x % block.y),
                         static_cast<unsigned>(t / block.x / block.y));
@@ -99,54 +111,89 @@ void start_threads(dim3 block) {
   }
 }
 
-void run_block() {
-  std::vector<size_t> ready;
-  while (live > 0) {
-    ready.clear();
-    for (size_t t = 0; t < threads; ++t) {
-      if (fibers[t].state == State::kReady) ready.push_back(t);
-    }
-    if (ready.empty()) fail("threads wait for ever: a barrier or a warp operation that not all of them reach");
-    for (size_t left = ready.size(); left > 0; --left) {
-      std::swap(ready[random_below(left)], ready[left - 1]);
-      current = ready[left - 1];
-      threadIdx = fibers[current].thread;
-      swapcontext(&scheduler, &fibers[current].context);
-      if (fibers[current].state == State::kDone) --live;
-      if (live > 0 && waiting == live) {  // threads that have ended count as arrived
-        waiting = 0;
-        for (size_t t = 0; t < threads; ++t) {
-          if (fibers[t].state == State::kAtBlockBarrier) fibers[t].state = State::kReady;
-        }
-      }
-    }
+void resume(size_t fiber) {
+  current = fiber;
+  Block& block = block_of(fiber);
+  threadIdx = fibers[fiber].thread;
+  blockIdx = block.index;
+  fibers[fiber].state = State::kReady;
+  swapcontext(&scheduler, &fibers[fiber].context);
+  if (fibers[fiber].state == State::kDone) --block.live;
+  if (block.live == 0 || block.waiting < block.live) return;  // threads that have ended count as arrived
+  block.waiting = 0;
+  const size_t first = fiber / threads * threads;
+  for (size_t f = first; f < first + threads; ++f) {
+    if (fibers[f].state == State::kAtBlockBarrier) fibers[f].state = State::kReady;
   }
 }
+
+void run_blocks() {
+  std::vector<size_t> ready;
+  int idle_rounds = 0;
+  const size_t count = blocks.size() * threads;
+  const auto is_live = [](const Block& block) { return block.live > 0; };
+  while (std::any_of(blocks.begin(), blocks.end(), is_live)) {
+    ready.clear();
+    for (size_t f = 0; f < count; ++f) {
+      if (can_run(fibers[f])) ready.push_back(f);
+    }
+    if (ready.empty()) fail("threads wait for ever: a barrier or a warp operation that not all of them reach");
+    bool idle = true;
+    for (size_t left = ready.size(); left > 0; --left) {
+      std::swap(ready[random_below(left)], ready[left - 1]);
+      resume(ready[left - 1]);
+      idle = idle && fibers[ready[left - 1]].state == State::kPolling;
+    }
+    idle_rounds = idle ? idle_rounds + 1 : 0;
+    if (idle_rounds > kMostIdleRounds) fail("threads wait for ever: for what nobody writes");
+  }
+}
+
+void begin(dim3 grid, dim3 block, const std::function<void()>& kernel) {
+  if (grid.x * grid.y * grid.z == 0 || block.x * block.y * block.z == 0) fail("a launch without threads");
+  if (block.x * block.y * block.z % kWarp != 0) fail("a block that is no whole number of warps");
+  gridDim = grid;
+  blockDim = block;
+  running_kernel = &kernel;
+  threads = static_cast<size_t>(block.x) * block.y * block.z;
+}
+
+Block new_block(size_t number, size_t shared_bytes) {
+  const dim3 index(static_cast<unsigned>(number % gridDim.x), static_cast<unsigned>(number / gridDim.x % gridDim.y),
+                   static_cast<unsigned>(number / gridDim.x / gridDim.y));
+  return {index, std::vector<char>(shared_bytes, '\xFF'), threads, 0};  // NaN
+}
+
+size_t count_of(dim3 grid) { return static_cast<size_t>(grid.x) * grid.y * grid.z; }
 
 }  // namespace
 
 void seed(uint64_t value) { random_state = value; }
 
 void launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t, const std::function<void()>& kernel) {
-  if (grid.x * grid.y * grid.z == 0 || block.x * block.y * block.z == 0) fail("a launch without threads");
-  if (block.x * block.y * block.z % kWarp != 0) fail("a block that is no whole number of warps");
-  gridDim = grid;
-  blockDim = block;
-  running_kernel = &kernel;
-  const size_t blocks = static_cast<size_t>(grid.x) * grid.y * grid.z;
-  for (size_t b = 0; b < blocks; ++b) {
-    blockIdx = dim3(static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
-                    static_cast<unsigned>(b / grid.x / grid.y));
-    std::vector<char>(shared_bytes, '\xFF').swap(shared_memory);  // NaN
+  begin(grid, block, kernel);
+  for (size_t b = 0; b < count_of(grid); ++b) {
+    blocks.clear();
+    blocks.push_back(new_block(b, shared_bytes));
     start_threads(block);
-    run_block();
+    run_blocks();
   }
 }
 
-void* dynamic_shared() { return shared_memory.data(); }
+void launch_together(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel) {
+  begin(grid, block, kernel);
+  blocks.clear();
+  for (size_t b = 0; b < count_of(grid); ++b) blocks.push_back(new_block(b, shared_bytes));
+  start_threads(block);
+  run_blocks();
+}
+
+void* dynamic_shared() { return block_of(current).shared_memory.data(); }
+
+void let_others_run() { wait(State::kPolling); }
 
 void block_barrier() {
-  ++waiting;
+  ++block_of(current).waiting;
   wait(State::kAtBlockBarrier);
 }
 

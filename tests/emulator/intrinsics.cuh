@@ -27,4 +27,19 @@ void finish_copies() {
   emulator::finish_copies(kOpen);
 }
 
+template <typename T>
+T load_coherent(const T* source) {
+  return *source;
+}
+
+inline void store_coherent(uint32_t* target, uint32_t value) { *target = value; }
+inline void store_after_all(uint32_t* target, uint32_t value) { *target = value; }
+
+template <int kCount>
+void store_coherent(float* target, const float (&values)[kCount]) {
+  for (int k = 0; k < kCount; ++k) target[k] = values[k];
+}
+
+inline void pause(int) { emulator::let_others_run(); }
+
 }  // namespace spdnn::cuda
