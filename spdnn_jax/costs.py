@@ -74,6 +74,8 @@ class SpreadCosts:
 
     Attributes:
         layer: Seconds of a layer: until all blocks have what all blocks have computed.
+        input: Seconds of an input, which every block brings to itself.
+        value: Seconds of one feature of an input, of those of a group.
         edge: Seconds of an edge, with a group of features.
         group: Features that share a read of the weights.
         most: Features with which it was measured, at most; it is not taken for more.
@@ -81,14 +83,17 @@ class SpreadCosts:
     """
 
     layer: float
+    input: float
+    value: float
     edge: float
     group: int
     most: int
     launched: float
 
 
-SPREAD = SpreadCosts(layer=1.7e-6, edge=2.0e-12, group=8, most=128, launched=1.0e-6)
-"""An estimate, not yet measured."""
+SPREAD = SpreadCosts(layer=1.5e-6, input=0.45e-9, value=0.1e-9, edge=5.5e-12, group=8, most=128, launched=1.0e-6)
+"""Fitted to layers of 1,024 to 16,384 neurons at densities of 1% to 10%, 1, 8 and 64 features, on an H100: within 10%
+but for one feature in layers of many edges, which takes half of it."""
 
 MOVED: dict[Device, float] = {"cpu": 0.0, "gpu": 8e-12}
 """Seconds of a number that the kernels bring in before a plan's first layer, or out behind its last."""
@@ -200,8 +205,9 @@ def spread_pays(table: PlanTable, features: int) -> bool:
 
 def _spread_seconds(table: PlanTable, features: int) -> np.ndarray:
     """Each layer's seconds by kernel family `spread`."""
-    groups = -(-features // SPREAD.group)
-    return SPREAD.layer + table.layers["multiplied_edges"] * SPREAD.edge * groups
+    groups, of_group = -(-features // SPREAD.group), min(features, SPREAD.group)
+    inputs = table.layers["inputs"] * (SPREAD.input + SPREAD.value * of_group)
+    return SPREAD.layer + inputs + table.layers["multiplied_edges"] * SPREAD.edge * groups
 
 
 def _edges(table: PlanTable, device: Device) -> np.ndarray:

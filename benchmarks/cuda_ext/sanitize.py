@@ -28,6 +28,7 @@ _REPORTED = 86  # compute-sanitizer's exit code where it reported something
 _LIMIT = 1000  # reports that are written
 _PLACES = ("compute-sanitizer", "/usr/local/cuda/bin/compute-sanitizer", "/opt/cuda/bin/compute-sanitizer")
 _PLACE = re.compile(r"\bat ")  # what every report about a kernel says
+_KERNEL = re.compile(r"\w+_kernel\b")
 _NO_REPORT = re.compile("^COMPUTE-SANITIZER$|SUMMARY:")  # the first and the last lines of a log
 _COMMON_OPTIONS = (f"--print-limit={_LIMIT}", "--show-backtrace=no", "--target-processes=application-only")
 _OPTIONS = {"memcheck": ["--report-api-errors=no"]}  # JAX asks the driver for what it may not have
@@ -114,7 +115,8 @@ def judge(tool: str, run: Run) -> str | None:
     seen = f"the last lines:\n{_tail(run.printed)}\n{_tail(run.log)}"
     found = read_reports(run.log)
     if found.ours:
-        return f"{tool}: {len(found.ours)} reports about our kernels, the first:\n{found.ours[0]}"
+        firsts = "\n".join(_first_of_each_kernel(found.ours))
+        return f"{tool}: {len(found.ours)} reports about our kernels, the first of each:\n{firsts}"
     if run.code is None:
         return f"{tool}: the time was up (--timeout) before the cases were done; {seen}"
     if sanitize_cases.AGREED not in run.printed:
@@ -124,6 +126,14 @@ def judge(tool: str, run: Run) -> str | None:
     if run.code not in (0, _REPORTED) or (run.code == _REPORTED and not found.others):
         return f"{tool}: exit code {run.code}, but no report could be read; {seen}"
     return None
+
+
+def _first_of_each_kernel(reports: list[str]) -> list[str]:
+    firsts: dict[str, str] = {}
+    for report in reports:
+        named = _KERNEL.search(report)
+        firsts.setdefault(named.group() if named else "", report)
+    return list(firsts.values())
 
 
 def _tail(text: str) -> str:

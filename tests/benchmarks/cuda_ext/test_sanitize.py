@@ -57,6 +57,15 @@ def test_reports_are_told_apart_by_kernel() -> None:
     assert "Internal Sanitizer Error" in sanitize.read_reports(BROKEN).ours[0]
 
 
+def test_the_first_report_of_each_kernel_is_shown() -> None:
+    """Thousands about one must not hide what is said of another."""
+    log = OURS * 3 + RACE
+    said = sanitize.judge("memcheck", sanitize.Run(86, DONE, log))
+    assert said is not None
+    assert said.startswith("memcheck: 4 reports")
+    assert said.count("grouped_kernel") == 1 and "resident_kernel" in said
+
+
 @pytest.mark.parametrize(
     ("code", "printed", "log", "message"),
     [
