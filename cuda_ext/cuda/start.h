@@ -17,7 +17,7 @@ struct StartStep {
   int64_t layers;
   int32_t* counts;  // 0
   int64_t count_of_counts;
-  uint32_t* unwritten;     // words that are filled with kUnwritten (spread.h)
+  uint32_t* unwritten;  // words that are filled with kUnwritten (spread.h)
   int64_t unwritten_words;
   FeatureClasses classes;  // each feature is its own; `table_places` is 0 where equal features are not looked for
 };
