@@ -48,9 +48,9 @@ def native(cpu: Callable[..., Any], cuda: Callable[..., Any] | None = None) -> d
         cpu: Makes the custom call of the CPU.
         cuda: That of CUDA; by default `cpu` does, with the argument `cuda=True`.
     """
-    calls = (
-        {"cpu": cpu, "cuda": cuda or functools.partial(cpu, cuda=True)} if _native.has_cuda_library() else {"cpu": cpu}
-    )
+    calls = {"cpu": cpu}
+    if _native.has_cuda_library():
+        calls["cuda"] = cuda or functools.partial(cpu, cuda=True)
     return {platform: mlir.lower_fun(call, multiple_results=True) for platform, call in calls.items()}
 
 

@@ -2,6 +2,7 @@
 
 #include "activity.h"
 #include "launch.h"
+#include "warp.cuh"
 
 namespace spdnn::cuda {
 namespace {
@@ -13,20 +14,11 @@ constexpr int kActivityWarps = kActivityThreads / 32;
 __device__ int exclusive_sum(int value, int* total) {
   __shared__ int warp_sums[kActivityWarps];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int sum = value;
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const int other = __shfl_up_sync(0xFFFFFFFFu, sum, distance);
-    if (lane >= distance) sum += other;
-  }
+  const int sum = sum_until(value);
   if (lane == 31) warp_sums[warp] = sum;
   __syncthreads();
   if (warp == 0) {
-    int warp_sum = warp_sums[lane];
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int other = __shfl_up_sync(0xFFFFFFFFu, warp_sum, distance);
-      if (lane >= distance) warp_sum += other;
-    }
-    warp_sums[lane] = warp_sum;
+    warp_sums[lane] = sum_until(warp_sums[lane]);
   }
   __syncthreads();
   const int before = warp == 0 ? 0 : warp_sums[warp - 1];

@@ -1,4 +1,4 @@
-// Edges in compressed rows as kernels read them, four at a time, and sums that lanes share.
+// Edges in compressed rows as kernels read them, and sums that lanes share.
 #pragma once
 
 #include <cstdint>
@@ -21,37 +21,6 @@ struct alignas(16) Ints {
 struct Quad {
   Ints indices;
   Floats<kQuad> weights;
-};
-
-// Edges of rows, four at a time from a multiple of four on: so they are read 16 bytes at a time wherever a row begins.
-struct EdgeReader {
-  const int32_t* indices;
-  const float* values;  // null: `value` for all
-  float value;
-  uint32_t edges;
-  bool aligned;
-
-  __device__ EdgeReader(const Product& product, bool aligned)
-      : indices(product.rows.indices),
-        values(product.single_value ? nullptr : product.values),
-        value(product.single_value ? product.values[0] : 0.0f),
-        edges(static_cast<uint32_t>(product.rows.edges)),
-        aligned(aligned) {}
-
-  // From any place on, though nobody needs what lies behind the last row.
-  __device__ __forceinline__ void read(uint32_t first, Quad& quad) const {
-    if (aligned && first + kQuad <= edges) {
-      quad.indices = *reinterpret_cast<const Ints*>(indices + first);
-      if (values) quad.weights = *reinterpret_cast<const Floats<kQuad>*>(values + first);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kQuad; ++k) {
-        const uint32_t edge = min(first + k, edges - 1);
-        quad.indices.at[k] = indices[edge];
-        if (values) quad.weights.at[k] = values[edge];
-      }
-    }
-  }
 };
 
 // Edges of a row.

@@ -66,6 +66,37 @@ cudaError_t with_resident(int count, const Run& run) {
 
 constexpr int kProductThreads = 1024;
 
+// Edges of rows, four at a time from a multiple of four on: so they are read 16 bytes at a time wherever a row begins.
+struct EdgeReader {
+  const int32_t* indices;
+  const float* values;  // null: `value` for all
+  float value;
+  uint32_t edges;
+  bool aligned;
+
+  __device__ EdgeReader(const Product& product, bool aligned)
+      : indices(product.rows.indices),
+        values(product.single_value ? nullptr : product.values),
+        value(product.single_value ? product.values[0] : 0.0f),
+        edges(static_cast<uint32_t>(product.rows.edges)),
+        aligned(aligned) {}
+
+  // From any place on, though nobody needs what lies behind the last row.
+  __device__ __forceinline__ void read(uint32_t first, Quad& quad) const {
+    if (aligned && first + kQuad <= edges) {
+      quad.indices = *reinterpret_cast<const Ints*>(indices + first);
+      if (values) quad.weights = *reinterpret_cast<const Floats<kQuad>*>(values + first);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kQuad; ++k) {
+        const uint32_t edge = min(first + k, edges - 1);
+        quad.indices.at[k] = indices[edge];
+        if (values) quad.weights.at[k] = values[edge];
+      }
+    }
+  }
+};
+
 // Sums of one output for the features of a lane, of every `lanes`-th quad of edges from the `lane`-th on, two ahead.
 // `activation(index)` are the features of an input, zeros for `none` and beyond.
 template <int kVector, typename Activation>

@@ -25,7 +25,8 @@ constexpr int kChunk = 4;   // quads that lanes of a row copy together, sixteen 
 constexpr int kStages = 4;  // chunks of a ring
 static_assert(kChunk * sizeof(Quad) == kLanes * 16);
 
-// A row's part of the slice: quads, and the chunks of that row of the warp's which has most, at least one.
+// A row's part of the slice: quads, which are few, for its inputs are distinct; and the chunks of that row of the
+// warp's which has most, at least one.
 struct RowWork {
   uint32_t first_quad;
   uint16_t quads, chunks;
@@ -88,11 +89,23 @@ class Stream {
     for (int stage = 0; stage + 1 < kStages; ++stage) copy_next();
   }
 
-  // The next chunk is there, and the one behind the last of those on their way may be copied.
-  __device__ __forceinline__ void advance() {
-    finish_copies<kStages - 2>();
-    __syncwarp();
-    copy_next();
+  // Calls `take(r, work, chunk, stage)` for all chunks of the lane's rows, where that of row r lies in such a stage of
+  // the ring.
+  template <typename Take>
+  __device__ __forceinline__ void run(const Take& take) {
+    int stage = 0;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const RowWork work = work_[r * kRowsAtOnce];
+      for (int chunk = 0; chunk < work.chunks; ++chunk) {
+        finish_copies<kStages - 2>();  // the chunk is there; the one behind those on their way may be copied
+        __syncwarp();
+        copy_next();
+        take(r, work, chunk, stage);
+        stage = (stage + 1) % kStages;
+      }
+    }
+    finish_copies<0>();
   }
 
  private:
@@ -201,7 +214,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Vector* slice = shared_slice();
   Shared<kRows>& shared = shared_after<kRows>(slice_bytes);
   Ring& ring = shared.rings[threadIdx.x / 32];
-  const int lane = threadIdx.x % kLanes, group = threadIdx.x / kLanes;
+  const int lane = threadIdx.x % kLanes;
   const int64_t first_row = static_cast<int64_t>(blockIdx.x) * Shared<kRows>::kRowsOfBlock;
   for (int64_t first = static_cast<int64_t>(blockIdx.y) * FeatureSlice::kFeatures; first < product.features;
        first += static_cast<int64_t>(gridDim.y) * FeatureSlice::kFeatures) {
@@ -216,17 +229,9 @@ __global__ void __launch_bounds__(kThreads, 1)
                                    product.in_mask, slice);
       FeatureSlice::clear_neuron(sliced.slice_neurons, slice);
       __syncthreads();
-      int stage = 0;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const RowWork work = shared.work[r * kRowsAtOnce + group];
-        for (int chunk = 0; chunk < work.chunks; ++chunk) {
-          stream.advance();
-          multiply_chunk(ring, stage, work.quads - chunk * kChunk, slice + lane, sums[r]);
-          stage = (stage + 1) % kStages;
-        }
-      }
-      finish_copies<0>();
+      stream.run([&](int r, const RowWork& work, int chunk, int stage) {
+        multiply_chunk(ring, stage, work.quads - chunk * kChunk, slice + lane, sums[r]);
+      });
     }
     __syncthreads();
     write_rows<kRows>(product, first_row, first, sums, reinterpret_cast<float*>(slice));
@@ -267,32 +272,24 @@ __global__ void __launch_bounds__(kThreads, 1)
     FeatureSlice::load<kThreads>(sampled.in, rows.in_width, begin, end, first, sampled.features, Mask{}, slice);
     FeatureSlice::clear_neuron(sliced.slice_neurons, slice);
     __syncthreads();
-    int stage = 0;
+    stream.run([&](int r, const RowWork& work, int chunk, int stage) {
+      const int quads = min(work.quads - chunk * kChunk, kChunk);
+      for (int q = 0; q < quads; ++q) {
+        const auto indices = read_shared_now<Ints>(&ring.halves[stage][q][0][row_of_warp]);
+        Vector x[kQuad];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const RowWork work = shared.work[r * kRowsAtOnce + group];
-      for (int chunk = 0; chunk < work.chunks; ++chunk) {
-        stream.advance();
-        const int quads = min(work.quads - chunk * kChunk, kChunk);
-        for (int q = 0; q < quads; ++q) {
-          const auto indices = read_shared_now<Ints>(&ring.halves[stage][q][0][row_of_warp]);
-          Vector x[kQuad];
+        for (int k = 0; k < kQuad; ++k) x[k] = read_place(slice + lane, indices.at[k]);
+        float products[kQuad] = {};
 #pragma unroll
-          for (int k = 0; k < kQuad; ++k) x[k] = read_place(slice + lane, indices.at[k]);
-          float products[kQuad] = {};
+        for (int k = 0; k < kQuad; ++k) {
 #pragma unroll
-          for (int k = 0; k < kQuad; ++k) {
-#pragma unroll
-            for (int v = 0; v < kQuad; ++v) products[k] = fmaf(y[r].at[v], x[k].at[v], products[k]);
-          }
-          const int edge = share_sums<1, kLanes, kQuad>(products, lane, together);
-          const int64_t quad = work.first_quad + static_cast<int64_t>(chunk * kChunk + q);
-          if (lane < kQuad) atomicAdd(sums + quad * kQuad + edge, products[0]);
+          for (int v = 0; v < kQuad; ++v) products[k] = fmaf(y[r].at[v], x[k].at[v], products[k]);
         }
-        stage = (stage + 1) % kStages;
+        const int edge = share_sums<1, kLanes, kQuad>(products, lane, together);
+        const int64_t quad = work.first_quad + static_cast<int64_t>(chunk * kChunk + q);
+        if (lane < kQuad) atomicAdd(sums + quad * kQuad + edge, products[0]);
       }
-    }
-    finish_copies<0>();
+    });
   }
 }
 
@@ -308,7 +305,7 @@ int64_t slice_bytes(const SlicedRows& sliced) {
   constexpr int64_t kOutputs = Shared<kRows>::kRowsOfBlock;
   const int64_t neurons = std::max(sliced.slice_neurons + 1, kOutputs) * FeatureSlice::kNeuronBytes;
   constexpr int64_t kTile = FeatureSlice::kFeatures * kTileStride<kRows> * static_cast<int64_t>(sizeof(float));
-  return std::max(neurons, divide_up(kTile, sizeof(Vector)) * static_cast<int64_t>(sizeof(Vector)));
+  return std::max(neurons, round_up(kTile, sizeof(Vector)));
 }
 
 template <int kRows>

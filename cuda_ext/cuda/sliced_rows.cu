@@ -2,6 +2,7 @@
 
 #include "feature_slice.cuh"
 #include "sliced_rows.h"
+#include "warp.cuh"
 
 namespace spdnn::cuda {
 namespace {
@@ -38,12 +39,7 @@ __global__ void __launch_bounds__(kThreads)
   uint32_t first = min(edges.begin, static_cast<uint32_t>(rows.edges));
   for (uint32_t from = 0; from < slices; from += 32) {
     const uint32_t s = from + lane, count = s < slices ? next[s] : 0;
-    uint32_t until = count;
-#pragma unroll
-    for (int apart = 1; apart < 32; apart *= 2) {
-      const uint32_t before = __shfl_up_sync(0xFFFFFFFFu, until, apart);
-      if (lane >= apart) until += before;
-    }
+    const uint32_t until = sum_until(count);
     if (s < slices) firsts[s] = next[s] = first + until - count;
     first += __shfl_sync(0xFFFFFFFFu, until, 31);
   }
@@ -86,14 +82,12 @@ __global__ void __launch_bounds__(kThreads) gather_sums_kernel(const uint32_t* p
   }
 }
 
-int64_t aligned(int64_t bytes) { return divide_up(bytes, kAlignment) * kAlignment; }
-
 int64_t firsts_bytes(const CompressedRows& rows, const SlicedRows& sliced) {
-  return aligned(rows.out_width * (sliced.slices + 1) * static_cast<int64_t>(sizeof(uint32_t)));
+  return round_up(rows.out_width * (sliced.slices + 1) * static_cast<int64_t>(sizeof(uint32_t)), kAlignment);
 }
 
 int64_t quads_bytes(const SlicedRows& sliced) {
-  return aligned(sliced.quad_count * static_cast<int64_t>(sizeof(Quad)));
+  return round_up(sliced.quad_count * static_cast<int64_t>(sizeof(Quad)), kAlignment);
 }
 
 }  // namespace
@@ -102,7 +96,7 @@ SlicedRows cut_rows(const CompressedRows& rows) {
   SlicedRows sliced;
   if (rows.in_width <= 0) return sliced;
   const int64_t neurons = divide_up(rows.in_width, divide_up(rows.in_width, kMostSliceNeurons));
-  sliced.slice_neurons = divide_up(neurons, kMaskBits) * kMaskBits;
+  sliced.slice_neurons = round_up(neurons, kMaskBits);
   sliced.slices = divide_up(rows.in_width, sliced.slice_neurons);
   sliced.quad_count = rows.edges / kQuad + rows.out_width * sliced.slices + 1;
   const bool pays = rows.edges >= kFewestEdges * rows.out_width * sliced.slices;

@@ -6,11 +6,10 @@
 
 #include <cstdint>
 
+#include "row_edges.cuh"
 #include "row_products.h"
 
 namespace spdnn::cuda {
-
-struct Quad;
 
 inline constexpr int64_t kMostSliceNeurons = 1184;  // 167 KiB, which leaves room for weights on their way
 
@@ -25,7 +24,7 @@ struct SlicedRows {
   // Where a row's part of a slice begins, whose first edge is that. Each part is rounded up by itself: it ends before
   // the next one begins, for that lies one quad further than by the edges between them.
   __host__ __device__ int64_t first_quad(uint32_t first_edge, int64_t row, int64_t slice) const {
-    return first_edge / 4 + row * slices + slice;
+    return first_edge / kQuad + row * slices + slice;
   }
 };
 

@@ -5,6 +5,7 @@
 #include "intrinsics.cuh"
 #include "resident_block.cuh"
 #include "spread.h"
+#include "warp.cuh"
 
 namespace spdnn::cuda {
 namespace {
@@ -205,12 +206,8 @@ class Units {
       const PlanRun* run = run_number(next_ + lane);
       units = static_cast<int>((run->groups * run->group_outputs + (1 << unit_bits_) - 1) >> unit_bits_);
     }
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const int other = __shfl_up_sync(0xFFFFFFFFu, units, distance);
-      if (lane >= distance) units += other;
-    }
-    ends_ = units;
-    total_ = __shfl_sync(0xFFFFFFFFu, units, 31);
+    ends_ = sum_until(units);
+    total_ = __shfl_sync(0xFFFFFFFFu, ends_, 31);
     next_ += 32;
   }
 
