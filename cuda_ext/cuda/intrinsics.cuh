@@ -55,6 +55,13 @@ __device__ __forceinline__ void finish_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kOpen) : "memory");
 }
 
+// A barrier for all kThreads threads of a block that reach it from different places in the code; __syncthreads, and
+// bar.sync, are for one place.
+template <int kThreads>
+__device__ __forceinline__ void meet_from_anywhere() {
+  asm volatile("barrier.sync 1, %0;" ::"n"(kThreads) : "memory");
+}
+
 // Memory through which blocks of one launch talk to each other, past L1, which other multiprocessors do not see. Words
 // of a vector are read each by itself.
 __device__ __forceinline__ uint32_t load_coherent(const uint32_t* source) {

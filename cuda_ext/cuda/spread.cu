@@ -399,7 +399,7 @@ class Spread {
   // Into shared memory; or into the first buffer, as if a layer had computed it, so that nobody reads rows and converts
   // numbers time and again.
   __device__ void bring_input() {
-    __syncthreads();  // all are through with the group before
+    meet_from_anywhere<kThreads>();  // all are through with the group before
     if (is_speaker()) {
       for (int l = 0; l < min(kRecords, step_.end_layer); ++l) bring_records(step_, l, records(l));
     }
@@ -418,7 +418,7 @@ class Spread {
       }
     }
     if (is_speaker()) finish_copies<0>();
-    __syncthreads();
+    meet_from_anywhere<kThreads>();
     if (exchange_.turn < 0 && threadIdx.x == kComputing) exchange_.arrive();
   }
 
@@ -426,7 +426,7 @@ class Spread {
   // all threads to do.
   __device__ __forceinline__ void get_outputs(int l) {
     if (is_speaker()) finish_copies<0>();
-    __syncthreads();  // all are through with the inputs before
+    meet_from_anywhere<kThreads>();  // all are through with the inputs before
     if (!kInShared && exchange_.turn >= 0 && is_speaker()) exchange_.move_on();
     ++exchange_.turn;
     if (is_speaker()) {
@@ -437,7 +437,7 @@ class Spread {
       if (blockIdx.x == 0) note_active(active);
     }
     if constexpr (!kInShared) __threadfence();  // what L1 holds of the buffer is old
-    __syncthreads();
+    meet_from_anywhere<kThreads>();
     if (!is_speaker()) return;
     if constexpr (kInShared) exchange_.move_on();  // what was copied is read no more
     if (blockIdx.x == 0 && threadIdx.x == kComputing) count_active(l);
@@ -480,8 +480,8 @@ class Spread {
 
   // Teams meet before their sums are added up, and after it; all of them, as all have as many units or one more.
   __device__ static void meet_team() {
-    __syncthreads();
-    __syncthreads();
+    meet_from_anywhere<kThreads>();
+    meet_from_anywhere<kThreads>();
   }
 
   __device__ void run_layer(int l) {
@@ -568,14 +568,14 @@ class Spread {
 #pragma unroll
       for (int v = 0; v < kFeatures; ++v) state_.partial[warp][place.output][v] = sums[v];
     }
-    __syncthreads();
+    meet_from_anywhere<kThreads>();
     if (member == 0 && place.is_first_part()) {
       for (int other = 1; other < warps; ++other) {
 #pragma unroll
         for (int v = 0; v < kFeatures; ++v) sums[v] += state_.partial[warp + other][place.output][v];
       }
     }
-    __syncthreads();
+    meet_from_anywhere<kThreads>();
   }
 
   // The answer, in the caller's order: each block writes its share.

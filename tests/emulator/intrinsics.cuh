@@ -27,6 +27,11 @@ void finish_copies() {
   emulator::finish_copies(kOpen);
 }
 
+template <int>
+void meet_from_anywhere() {
+  emulator::block_barrier();
+}
+
 template <typename T>
 T load_coherent(const T* source) {
   return *source;
