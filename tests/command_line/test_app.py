@@ -10,7 +10,7 @@ import pytest
 import spdnn_jax
 from spdnn_jax.command_line import app, options
 from spdnn_jax.graph_challenge import networks
-from tests.command_line.program import error_line, refused, started
+from tests.command_line.program import error_line, refused, spdnn, started
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_flagfile_that_is_no_text(tmp_path: Path) -> None:
 )
 def test_user_mistakes_end_in_one_line(arguments: tuple[str, ...], message: str) -> None:
     command, flags = (arguments[:1], arguments[1:]) if arguments[0] == "plot" else ((), arguments)
-    assert message in error_line(refused(*command, "--backend=cpu", *flags))
+    assert message in error_line(spdnn(*command, "--backend=cpu", *flags))
 
 
 @pytest.mark.parametrize("neurons", networks.NEURONS)
